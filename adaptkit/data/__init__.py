@@ -1,0 +1,1 @@
+"""Rows: reading, checking and cutting them into batches."""

@@ -1,0 +1,128 @@
+"""Every hook of adaptkit. Hooks register things and tell observers what happens; they do no work themselves.
+
+A plugin is an installed distribution with an entry point in the group ``adaptkit`` that names a module
+(or object) with functions of these names, decorated with `hookimpl`:
+
+    from adaptkit import hookimpl
+
+    @hookimpl
+    def adaptkit_register_strategies(register):
+        register(MyStrategy)
+
+The arguments are frozen: one may be added, none is removed without a deprecation. An implementation
+takes only the arguments that it uses. Importing this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from adaptkit.recipe import Recipe
+    from adaptkit.strategy import JSON, Strategy
+    from adaptkit.task import Task
+
+API_VERSION = 1
+hookspec = pluggy.HookspecMarker("adaptkit")
+hookimpl = pluggy.HookimplMarker("adaptkit")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step did.
+
+    Attributes:
+        step: Optimizer steps done, this one included.
+        epoch: Passes over the training rows done, as a fraction.
+        loss: Loss per counted unit over the whole effective batch, before the step.
+        count: What the summed loss was divided by.
+        tokens: Tokens of the batch that are not padding.
+        learning_rate: Of the first parameter group, in this step.
+        grad_norm: Global norm before clipping.
+        seconds: Since the step began.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    count: float
+    tokens: int
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass
+class RunInfo:
+    """The run that an event is about.
+
+    Attributes:
+        recipe: With every default filled in.
+        directory: The run's folder.
+        total_steps: Optimizer steps of the whole run.
+        is_main: Whether this process writes the files.
+        state: JSON values by plugin name, saved with every checkpoint and given back on resume: the
+            place for what an observer must not forget.
+    """
+
+    recipe: Recipe
+    directory: Path
+    total_steps: int
+    is_main: bool = True
+    state: dict[str, JSON] = field(default_factory=dict)
+
+
+class Registration:
+    """Called once, when plugins are loaded, before the recipe is read. No implementation imports torch here."""
+
+    @hookspec
+    def adaptkit_register_strategies(self, register: Callable[[type[Strategy[Any]]], None]) -> None:
+        """Offers strategies: call ``register(cls)`` for each."""
+
+    @hookspec
+    def adaptkit_register_tasks(self, register: Callable[[type[Task[Any]]], None]) -> None:
+        """Offers tasks: call ``register(cls)`` for each."""
+
+    @hookspec
+    def adaptkit_register_optimizers(self, register: Callable[[str, Callable[..., Any]], None]) -> None:
+        """Offers optimizers: ``register(name, factory)``; ``factory(groups, settings)`` returns a torch Optimizer.
+
+        ``groups`` are torch parameter groups with their ``lr`` and ``weight_decay``; ``settings`` is the
+        recipe's `TrainingSpec`.
+        """
+
+
+class Events:
+    """Called while a run goes on, on every process, in no promised order; observers only.
+
+    An implementation that raises stops the run after a checkpoint has been saved.
+    """
+
+    @hookspec
+    def adaptkit_train_begin(self, run: RunInfo) -> None:
+        """Once, before the first step of this process, resumed runs included."""
+
+    @hookspec
+    def adaptkit_step_end(self, run: RunInfo, record: StepRecord) -> None:
+        """After every optimizer step, before anything is saved."""
+
+    @hookspec
+    def adaptkit_evaluated(self, run: RunInfo, metrics: dict[str, float]) -> None:
+        """After every evaluation; ``metrics`` are named ``eval/...``."""
+
+    @hookspec
+    def adaptkit_checkpoint_saved(self, run: RunInfo, path: Path) -> None:
+        """After a checkpoint has been written and renamed into place."""
+
+    @hookspec
+    def adaptkit_train_end(self, run: RunInfo) -> None:
+        """Once, after the artifact has been saved."""
+
+    @hookspec
+    def adaptkit_train_error(self, run: RunInfo, error: BaseException) -> None:
+        """When a run ends by an error; what it raises itself never hides that error."""

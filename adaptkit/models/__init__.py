@@ -1,0 +1,1 @@
+"""Base models: loading, precision, heads, attention and PEFT layers."""

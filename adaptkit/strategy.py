@@ -1,0 +1,237 @@
+"""The contract of a strategy: how a pretrained model is adapted.
+
+A strategy is a class that is chosen by name and driven by ordinary method calls; one run, one instance.
+Every method but `adapt` has a default that is right for the simplest strategy, so that a whole one reads
+
+    class Bias(Strategy[StrategyOptions]):
+        name = "bias"
+
+        def adapt(self, model, context):
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.endswith("bias"))
+            return model
+
+and is planned, trained, checkpointed, resumed, saved, reloaded and compared like the built-in ones.
+
+Importing this module imports no torch, so that names and options can be read and checked quickly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+
+from adaptkit.recipe import Precision, StrategyOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from adaptkit.recipe import TrainingSpec
+
+__all__ = ["AdaptContext", "Capabilities", "FeaturePoint", "Strategy", "StrategyOptions"]
+
+Family: TypeAlias = Literal["encoder", "decoder", "encoder-decoder"]
+JSON: TypeAlias = Any
+OptionsT = TypeVar("OptionsT", bound=StrategyOptions)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a strategy can do; the framework refuses the rest with a recipe error, before anything is loaded.
+
+    Attributes:
+        families: Model families that it adapts.
+        tasks: Tasks that it serves; None: all.
+        quantized_base: Works on an NF4 or int8 base.
+        mergeable: `merge` folds it into the base.
+        gradient_checkpointing: Trains with recomputed activations.
+        packing: Several rows may share one sequence.
+        virtual_tokens: Lengthens the sequence, so logits and labels are aligned from the end.
+        changes_base: Trains tensors of the base itself; the base cannot be shared with another run.
+        can_disable: `disabled` gives the base's behaviour.
+        generates: Works in autoregressive generation with a cache.
+    """
+
+    families: frozenset[Family] = frozenset({"encoder", "decoder", "encoder-decoder"})
+    tasks: frozenset[str] | None = None
+    quantized_base: bool = True
+    mergeable: bool = False
+    gradient_checkpointing: bool = True
+    packing: bool = True
+    virtual_tokens: bool = False
+    changes_base: bool = False
+    can_disable: bool = False
+    generates: bool = True
+
+
+@dataclass(frozen=True)
+class AdaptContext:
+    """What a strategy may know of the run.
+
+    Attributes:
+        family: Of the base model.
+        task: Name of the task.
+        peft_task_type: PEFT's name for the task (``SEQ_CLS`` …), None where it has none.
+        head_modules: Names of the modules that turn features into the task's outputs.
+        new_modules: Those whose weights are not in the checkpoint; they train unless the strategy opts out.
+        tokenizer: The base's tokenizer, or None.
+        total_steps: Optimizer steps of the whole run; 0 when a trained model is rebuilt.
+        seed: Of the run.
+        precision: Storage of the base weights.
+    """
+
+    family: Family
+    task: str
+    peft_task_type: str | None
+    head_modules: tuple[str, ...]
+    new_modules: tuple[str, ...]
+    tokenizer: Any
+    total_steps: int
+    seed: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class FeaturePoint:
+    """Where the frozen part of a model ends.
+
+    Attributes:
+        module: Name of the first module that trains. Its input, for the same row, is the same in every
+            epoch, and the model's logits are its output.
+    """
+
+    module: str
+
+
+class Strategy(ABC, Generic[OptionsT]):
+    """One way to adapt a pretrained model. Subclass it, set ``name`` and write `adapt`.
+
+    Attributes:
+        name: What a recipe calls it.
+        Options: Its options, a subclass of `StrategyOptions`; the fields are the keys of ``strategy:``.
+        capabilities: What it can do.
+        trains_new_modules: Whether the framework makes newly initialised modules (a fresh head) trainable.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[StrategyOptions]] = StrategyOptions
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    trains_new_modules: ClassVar[bool] = True
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    # -- before the model is loaded ------------------------------------------------------------------
+
+    def base_precision(self) -> Precision | None:
+        """Returns the storage of the base that the strategy needs; None: what the recipe says."""
+        return None
+
+    def learning_rate(self, family: Family) -> float:
+        """Returns the peak learning rate of a recipe that names none."""
+        return 1e-3
+
+    # -- what trains ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
+        """Says what trains: freezes, injects. Structure only; it must also work on the meta device.
+
+        Args:
+            model: The base with the task's head, every parameter frozen.
+            context: What may be known of the run.
+
+        Returns:
+            The adapted model, of the same call signature; usually the same object. Every parameter with
+            ``requires_grad`` trains. The framework adds new modules and casts all that trains to fp32.
+        """
+
+    def initialize(self, model: nn.Module, context: AdaptContext, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Gives the adapter its first values where they depend on real weights or real data.
+
+        Called once, when a run begins: not when it resumes, nor when an artifact is loaded.
+
+        Args:
+            model: What `adapt` returned, on its device, in eval mode.
+            context: What may be known of the run.
+            batches: Training batches, read only as far as needed; ``input_ids`` of shape ``(batch, seq)``.
+        """
+
+    # -- the optimizer -------------------------------------------------------------------------------
+
+    def parameter_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]] | None:
+        """Returns optimizer groups in which each trainable parameter stands exactly once.
+
+        None: one group with weight decay and one (biases, norms) without.
+        """
+        return None
+
+    def make_optimizer(self, groups: list[dict[str, Any]], settings: TrainingSpec) -> Optimizer | None:
+        """Returns an optimizer of the strategy's own; None: the one that the recipe names."""
+        return None
+
+    # -- during training -----------------------------------------------------------------------------
+
+    def before_step(self, model: nn.Module, step: int) -> None:
+        """Called before the first forward pass of each optimizer step; may narrow what trains in it.
+
+        Args:
+            model: The unwrapped adapted model.
+            step: Optimizer steps done so far; 0 for the first.
+        """
+
+    def extra_loss(self, model: nn.Module) -> Tensor | None:
+        """Returns a scalar that is added to the loss once per optimizer step; None: nothing."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after ``optimizer.step()`` and before the gradients are dropped; ``step`` as in `before_step`."""
+
+    # -- saving and loading --------------------------------------------------------------------------
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Returns what is saved: all that may ever train and every tensor that `adapt` added.
+
+        The default takes every parameter with ``requires_grad``, under its own name. A strategy that
+        narrows what trains, or that adds frozen tensors or buffers, names them itself.
+        """
+        return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Copies what `state` gave back into an adapted model, bit for bit.
+
+        Raises:
+            CheckpointError: A key is missing, unexpected, or has another shape.
+        """
+        from adaptkit.models.state import copy_state
+
+        copy_state(self.state(model), state)
+
+    def training_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+        """Returns what only a resumed run needs, as tensors and as JSON: importance scores, schedules."""
+        return {}, {}
+
+    def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> None:
+        """Takes back what `training_state` gave."""
+
+    def adapter_files(self, model: nn.Module) -> dict[str, JSON]:
+        """Returns JSON files, by name, by which other libraries read the saved tensors (``adapter_config.json``)."""
+        return {}
+
+    # -- what else can be done with an adapted model -------------------------------------------------
+
+    def frozen_features(self, model: nn.Module) -> FeaturePoint | None:
+        """Returns where the frozen part ends, so that its output can be cached; None: it cannot."""
+        return None
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Returns a context in which the model behaves as the base does (capability ``can_disable``)."""
+        raise NotImplementedError(f"{self.name} cannot be switched off")
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Folds the adapter into the base and returns a plain model (capability ``mergeable``)."""
+        raise NotImplementedError(f"{self.name} cannot be merged")

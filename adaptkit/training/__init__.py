@@ -1,0 +1,1 @@
+"""The loop and what it steps: optimizer, schedule, checkpoints, evaluation."""
