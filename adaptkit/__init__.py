@@ -1,5 +1,72 @@
-"""adaptkit: choose how a pretrained transformer is adapted by name, and run it on the one GPU you have."""
+"""adaptkit: choose how a pretrained transformer is adapted by name, and run it on the one GPU you have.
 
-from adaptkit.hookspecs import hookimpl
+    import adaptkit
 
-__all__ = ["hookimpl"]
+    run = adaptkit.run("recipes/quickstart.yaml", {"strategy.name": "lora"})
+    run.metrics["eval/accuracy"]
+    run.predict(["a film to remember"])
+
+Everything is imported when it is first used, so that `import adaptkit` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptkit.artifact.run import Run, load
+    from adaptkit.errors import AdaptkitError
+    from adaptkit.hookspecs import RunInfo, StepRecord, hookimpl
+    from adaptkit.recipe import Recipe
+    from adaptkit.runner import run
+    from adaptkit.strategy import AdaptContext, Capabilities, FeaturePoint, Strategy, StrategyOptions
+    from adaptkit.task import LossSum, Metrics, Row, Splits, Task, TaskOptions
+
+_HOMES = {
+    "AdaptContext": "adaptkit.strategy",
+    "AdaptkitError": "adaptkit.errors",
+    "Capabilities": "adaptkit.strategy",
+    "FeaturePoint": "adaptkit.strategy",
+    "LossSum": "adaptkit.task",
+    "Metrics": "adaptkit.task",
+    "Recipe": "adaptkit.recipe",
+    "Row": "adaptkit.task",
+    "Run": "adaptkit.artifact.run",
+    "RunInfo": "adaptkit.hookspecs",
+    "Splits": "adaptkit.task",
+    "StepRecord": "adaptkit.hookspecs",
+    "Strategy": "adaptkit.strategy",
+    "StrategyOptions": "adaptkit.strategy",
+    "Task": "adaptkit.task",
+    "TaskOptions": "adaptkit.task",
+    "hookimpl": "adaptkit.hookspecs",
+    "load": "adaptkit.artifact.run",
+    "run": "adaptkit.runner",
+}
+
+__all__ = [
+    "AdaptContext",
+    "AdaptkitError",
+    "Capabilities",
+    "FeaturePoint",
+    "LossSum",
+    "Metrics",
+    "Recipe",
+    "Row",
+    "Run",
+    "RunInfo",
+    "Splits",
+    "StepRecord",
+    "Strategy",
+    "StrategyOptions",
+    "Task",
+    "TaskOptions",
+    "hookimpl",
+    "load",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adaptkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

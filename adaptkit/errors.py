@@ -94,7 +94,7 @@ class CheckpointError(AdaptkitError):
     exit_code = 6
 
 
-class Interrupted(AdaptkitError):
+class RunInterruptedError(AdaptkitError):
     """The run was stopped from outside after its state had been saved."""
 
     exit_code = 7

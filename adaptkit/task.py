@@ -124,19 +124,23 @@ class Task(ABC, Generic[OptionsT]):
         Options: Its options; the fields are the keys of ``task:``.
         capabilities: What it can do.
         roles: Columns that a row needs, by role.
+        optional_roles: Columns that a row may have.
         peft_task_type: PEFT's name for it, or None.
         best: The figure that chooses the best checkpoint.
+        notes: What a person should know of the data although nothing is wrong (texts that were cut …).
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     capabilities: ClassVar[TaskCapabilities]
     roles: ClassVar[tuple[str, ...]]
+    optional_roles: ClassVar[tuple[str, ...]] = ()
     peft_task_type: ClassVar[str | None] = None
     best: ClassVar[Best] = Best("loss", higher_is_better=False)
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
+        self.notes: list[str] = []
 
     @abstractmethod
     def prepare(self, splits: Splits, data: DataSpec) -> None:
@@ -144,6 +148,14 @@ class Task(ABC, Generic[OptionsT]):
 
         Raises:
             DataError: One problem a row that cannot be used, and those of the whole (one class only …).
+        """
+
+    @abstractmethod
+    def check(self, rows: Sequence[Row], *, labelled: bool) -> None:
+        """Checks rows that come later, against what `prepare` learned; without labels: rows to predict.
+
+        Raises:
+            DataError: One problem a row that cannot be used.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "nf4", "int8"]
 class Options(BaseModel):
     """The parent of every section: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class NamedOptions(Options):

@@ -1,0 +1,195 @@
+"""A finished run, loaded again: ask it, measure it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptkit.artifact.folder import RunFolder
+from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
+from adaptkit.data.columns import select_columns
+from adaptkit.data.sources import read_rows
+from adaptkit.errors import CheckpointError, DataError
+from adaptkit.recipe import Recipe, parse_recipe
+from adaptkit.registry import Registry, load_registry
+from adaptkit.task import Row
+
+if TYPE_CHECKING:
+    from adaptkit.models.building import AdaptedModel
+    from adaptkit.strategy import JSON
+    from adaptkit.task import Task
+
+
+def load(path: str | Path) -> Run:
+    """Loads a finished run from its folder (or from its ``adapter/`` folder alone).
+
+    The base model is read when the run is first asked for a prediction.
+
+    Raises:
+        CheckpointError: There is no finished run, or its files are damaged.
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: Its folder.
+        recipe: As it ran.
+        results: Final figures, seconds, peak memory, counted parameters.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._adapter = directory if (directory / PROVENANCE).is_file() else RunFolder(directory).adapter
+        self._registry: Registry = load_registry()
+        self._record = _read_record(self._adapter / PROVENANCE, directory)
+        self.recipe: Recipe = parse_recipe(self._record["recipe"], resolver=self._registry)
+        self.results: dict[str, Any] = _read_json(RunFolder(directory).results) or {}
+        self.task: Task[Any] = self._registry.task(self.recipe.task.name)(self.recipe.task)
+        self.task.load_state(self._record["task_state"])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, strategy={self.recipe.strategy.name!r}, metrics={self.metrics})"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Figures of the kept step, named ``eval/...``."""
+        return dict(self.results.get("metrics") or {})
+
+    @property
+    def model(self) -> Any:
+        """The adapted torch module, in eval mode."""
+        return self._adapted.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return self._adapted.base.tokenizer
+
+    @property
+    def base(self) -> Any:
+        """A fresh copy of the base with the task's untrained head, as other libraries load adapters onto it."""
+        from adaptkit.models.precision import choose_numerics
+
+        strategy = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
+        precision = choose_numerics(self.recipe, strategy).precision
+        return self.task.load_base(self.recipe.model, precision, self.recipe.training.seed).module.eval()
+
+    def predict(self, texts: Sequence[str] | Sequence[Row]) -> list[dict[str, JSON]]:
+        """Returns one prediction per text, in their order.
+
+        Raises:
+            DataError: A text is empty or no text at all.
+        """
+        rows = [
+            row if isinstance(row, Row) else Row({self.task.roles[0]: row}, f"text {i}")
+            for i, row in enumerate(texts, 1)
+        ]
+        self.task.check(rows, labelled=False)
+        from adaptkit.training.evaluation import inference, ordered_batches
+
+        adapted, features = self._adapted, self._features(rows)
+        predictions: list[dict[str, JSON]] = [{}] * len(rows)
+        batches = ordered_batches(
+            self.task, features, self.tokenizer, adapted.numerics, self.recipe.training.micro_batch_tokens
+        )
+        with inference(adapted.model, adapted.numerics):
+            for indices, batch in batches:
+                for index, prediction in zip(indices, self.task.predict(adapted.model, batch), strict=True):
+                    predictions[index] = prediction
+        return predictions
+
+    def predict_file(self, source: str) -> list[dict[str, JSON]]:
+        """Returns one prediction per row of a data file; it needs no label column."""
+        text, *labels = self.task.roles
+        columns = {role: column for role, column in self.recipe.data.columns.items() if role not in labels}
+        return self.predict(select_columns(read_rows(source), (text,), columns))
+
+    def evaluate(self, source: str | None = None) -> dict[str, float]:
+        """Returns the task's figures over a data file; default: the recipe's test split, else its evaluation split.
+
+        Raises:
+            DataError: The recipe names neither, or the rows cannot be used.
+        """
+        from adaptkit.training.evaluation import evaluate
+
+        source = source or self.recipe.data.test or self.recipe.data.evaluation
+        if source is None:
+            raise DataError("the recipe names neither a test nor an evaluation split", fix="name a file: --data FILE")
+        rows = select_columns(read_rows(source), self.task.roles, self.recipe.data.columns)
+        self.task.check(rows, labelled=True)
+        adapted, features = self._adapted, self._features(rows)
+        return evaluate(
+            adapted.model,
+            self.task,
+            features,
+            self.tokenizer,
+            adapted.numerics,
+            self.recipe.training.micro_batch_tokens,
+        )
+
+    @cached_property
+    def _adapted(self) -> AdaptedModel:
+        from safetensors.torch import load_file
+
+        from adaptkit.models.building import build_model
+
+        strategy = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
+        adapted = build_model(self.recipe, strategy, self.task)
+        expected = self._record["base"]["fingerprint"]
+        if adapted.base.fingerprint != expected:
+            raise CheckpointError(
+                f"the base model {self.recipe.model.name!r} is not the one that was adapted",
+                where=str(self._adapter),
+                allowed=expected,
+                fix="restore the base model's files; the adapter means nothing on another one",
+            )
+        try:
+            tensors = load_file(self._adapter / TENSORS)
+        except Exception as error:
+            raise CheckpointError(
+                f"the adapter's tensors cannot be read: {error}", where=str(self._adapter / TENSORS)
+            ) from error
+        strategy.load_state(adapted.model, tensors)
+        adapted.model.eval()
+        return adapted
+
+    def _features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        from adaptkit.models.building import max_length
+
+        length = max_length(self.recipe, self._adapted.base)
+        return self.task.features(rows, self.recipe.data, self.tokenizer, length)
+
+
+def _read_record(path: Path, directory: Path) -> dict[str, Any]:
+    record = _read_json(path)
+    if record is None:
+        resumable = RunFolder(directory).recipe.is_file()
+        raise CheckpointError(
+            f"there is no finished run in {str(directory)!r}",
+            where=str(path),
+            fix="finish it: `adaptkit run RECIPE --resume`" if resumable else "name the folder of a run: runs/NAME",
+        )
+    if record.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"the run has format {record.get('format_version')!r}",
+            where=str(path),
+            allowed=str(FORMAT_VERSION),
+            fix="load it with the version of adaptkit that wrote it",
+        )
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the file is damaged: {error}", where=str(path)) from error
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,47 @@
+"""Commands that use a finished run: evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from adaptkit.errors import RecipeError
+
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("evaluate")(evaluate)
+    app.command("predict")(predict)
+
+
+def evaluate(
+    run: RunPath,
+    data: Annotated[str | None, typer.Option("--data", help="A data file. Default: the recipe's test split.")] = None,
+) -> None:
+    """Measure a finished run on held-out rows."""
+    from adaptkit.artifact.run import load
+
+    finished = load(run)
+    source = data or finished.recipe.data.test or finished.recipe.data.evaluation
+    figures = finished.evaluate(source)
+    print(f"{source}: " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+
+def predict(
+    run: RunPath,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text; may be given several times.")] = None,
+    file: Annotated[str | None, typer.Option("--file", help="A data file; it needs no labels.")] = None,
+) -> None:
+    """Ask a finished run: one JSON object per text."""
+    if bool(text) == (file is not None):
+        raise RecipeError("predict needs either --text or --file", fix='adaptkit predict RUN --text "…"')
+    from adaptkit.artifact.run import load
+
+    finished = load(run)
+    predictions = finished.predict(text) if text else finished.predict_file(str(file))
+    for prediction in predictions:
+        print(json.dumps(prediction, ensure_ascii=False))

@@ -1,0 +1,46 @@
+"""Applying a strategy to a base model: the part that is the same for every strategy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adaptkit.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adaptkit.strategy import AdaptContext, Strategy
+    from adaptkit.task import BaseModel
+
+
+def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext) -> nn.Module:
+    """Freezes the base, lets the strategy adapt it, and makes sure that what trains can train.
+
+    New modules train unless the strategy opts out, and every trainable parameter is fp32, whatever the
+    base's precision: steps of a small learning rate vanish in bf16.
+
+    Raises:
+        ModelError: Nothing trains, or a quantised tensor would have to.
+    """
+    base.module.requires_grad_(False)
+    model = strategy.adapt(base.module, context)
+    if strategy.trains_new_modules:
+        for name in context.new_modules:
+            model.get_submodule(name).requires_grad_(True)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ModelError(
+            f"the strategy {strategy.name!r} leaves nothing to train",
+            fix=f"its options match no parameter of this model; `adaptkit strategies {strategy.name}` explains them",
+        )
+    quantized = [name for name, parameter in trainable.items() if not parameter.is_floating_point()]
+    if quantized:
+        raise ModelError(
+            [
+                Problem(f"{name!r} is quantised and cannot train", fix="set model.precision to bf16 or fp32")
+                for name in quantized
+            ]
+        )
+    for parameter in trainable.values():
+        parameter.data = parameter.data.float()
+    return model

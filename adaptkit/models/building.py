@@ -1,0 +1,113 @@
+"""From the words of a recipe to a model that is adapted and stands on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from adaptkit.errors import ModelError
+from adaptkit.models.adaptation import adapt_model
+from adaptkit.models.compatibility import check_compatibility
+from adaptkit.models.precision import Numerics, choose_numerics
+from adaptkit.strategy import AdaptContext
+
+if TYPE_CHECKING:
+    from adaptkit.recipe import Recipe
+    from adaptkit.strategy import Strategy
+    from adaptkit.task import BaseModel, Task
+
+
+@dataclass
+class AdaptedModel:
+    """An adapted model and what it was made of.
+
+    Attributes:
+        model: What `Strategy.adapt` returned, on its device.
+        base: What it was given.
+        context: What the strategy knows.
+        numerics: How the model computes.
+    """
+
+    model: nn.Module
+    base: BaseModel
+    context: AdaptContext
+    numerics: Numerics
+
+
+def build_model(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], *, total_steps: int = 0) -> AdaptedModel:
+    """Loads the base with the task's head and lets the strategy adapt it.
+
+    New weights are a function of ``training.seed`` alone.
+
+    Args:
+        recipe: Names the base and its precision.
+        strategy: Adapts.
+        task: Has been prepared, or has been given its state.
+        total_steps: Of the run; 0 when a trained model is rebuilt.
+
+    Raises:
+        ModelError: The base cannot be loaded or adapted.
+        RecipeError: The strategy or the task does not serve this family.
+    """
+    numerics = choose_numerics(recipe, strategy)
+    base = task.load_base(recipe.model, numerics.precision, recipe.training.seed)
+    check_compatibility(recipe, strategy, task, base.family)
+    context = AdaptContext(
+        family=base.family,
+        task=task.name,
+        peft_task_type=task.peft_task_type,
+        head_modules=base.head_modules,
+        new_modules=base.new_modules,
+        tokenizer=base.tokenizer,
+        total_steps=total_steps,
+        seed=recipe.training.seed,
+        precision=numerics.precision,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        model = adapt_model(strategy, base, context).to(numerics.device)
+    if recipe.training.gradient_checkpointing:
+        _checkpoint_gradients(model)
+    return AdaptedModel(model, base, context, numerics)
+
+
+def max_length(recipe: Recipe, base: BaseModel) -> int:
+    """Returns the tokens that a row may have: what the recipe says, at most what the base can take.
+
+    Raises:
+        ModelError: The recipe asks for more positions than the base has.
+    """
+    config: Any = getattr(base.module, "config", None)
+    limits = [
+        limit
+        for limit in (base.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+        if limit and limit < 10**6  # tokenizers without a limit say so with a huge number
+    ]
+    limit = min(limits, default=2048)
+    wanted = recipe.data.max_length or limit
+    if wanted > limit:
+        raise ModelError(
+            f"data.max_length is {wanted}, but {recipe.model.name!r} takes {limit} tokens",
+            where="data.max_length",
+            allowed=f"1 to {limit}",
+            fix=f"set data.max_length to {limit} or less, or leave it out",
+        )
+    return wanted
+
+
+def _checkpoint_gradients(model: nn.Module) -> None:
+    """Lets every transformers model in `model` recompute its activations in the backward pass."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+            return
+    raise ModelError(
+        f"{type(model).__name__} cannot recompute its activations",
+        where="training.gradient_checkpointing",
+        fix="set training.gradient_checkpointing to false",
+    )

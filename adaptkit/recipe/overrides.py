@@ -1,0 +1,129 @@
+"""Changes to a recipe from outside: ``training.epochs=1`` on the command line, a mapping in Python."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adaptkit.errors import Problem, RecipeError
+from adaptkit.recipe.document import Document, KeyPath, read_yaml
+
+_SHORT_FORMS = ("model", "task", "strategy")
+_OPTIONS_BY_NAME = ("task", "strategy")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One change.
+
+    Attributes:
+        path: Of the key.
+        value: New value.
+        where: What a message calls the place.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    where: str
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it says which strategy or task, and so which options there are."""
+        return len(self.path) == 2 and self.path[0] in _OPTIONS_BY_NAME and self.path[1] == "name"
+
+
+def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> Document:
+    """Returns the document with keys changed or added; of two changes of one key the last one counts.
+
+    Another strategy or task drops the options of the one before; options given beside it stay, in any order.
+
+    Args:
+        document: Stays as it is.
+        overrides: ``key=value`` texts whose values are YAML, or values by dotted key.
+
+    Raises:
+        RecipeError: All that are not ``key=value``, or go through a value that is not a section.
+    """
+    problems: list[Problem] = []
+    changed = _Change(copy.deepcopy(document.values), dict(document.positions))
+    for override in sorted(_read(overrides, problems), key=lambda one: (len(one.path), not one.chooses)):
+        try:
+            changed.set(override)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return Document(changed.values, changed.positions)
+
+
+def _read(overrides: Sequence[str] | Mapping[str, Any], problems: list[Problem]) -> list[Override]:
+    if isinstance(overrides, Mapping):
+        pairs = [(key, value, f"overrides: {key}") for key, value in overrides.items()]
+    else:
+        pairs = []
+        for text in [overrides] if isinstance(overrides, str) else overrides:
+            try:
+                pairs.append(_read_text(text))
+            except RecipeError as error:
+                problems += error.problems
+    read = []
+    for key, value, where in pairs:
+        path = tuple(str(key).split("."))
+        if not all(path):
+            problems.append(Problem(f"the key {key!r} is not a dotted path", where, "for example training.epochs"))
+            continue
+        is_short = len(path) == 1 and path[0] in _SHORT_FORMS and isinstance(value, str)
+        read.append(Override((*path, "name") if is_short else path, value, where))
+    return read
+
+
+def _read_text(text: str) -> tuple[str, Any, str]:
+    where = f"command line: {text}"
+    key, equals, written = text.partition("=")
+    allowed = "key=value, for example training.epochs=1"
+    if not equals:
+        raise RecipeError(f"{text!r} is not an override", where=where, allowed=allowed)
+    try:
+        value, positions = read_yaml(written, "")
+    except RecipeError as error:
+        raise RecipeError([replace(problem, where=where) for problem in error.problems]) from None
+    if not positions:
+        raise RecipeError(f"{text!r} gives no value", where=where, allowed=allowed, fix=f"{key}=null takes it away")
+    return key.strip(), value, where
+
+
+@dataclass
+class _Change:
+    values: dict[str, Any]
+    positions: dict[KeyPath, str]
+
+    def set(self, override: Override) -> None:
+        *sections, last = override.path
+        section = self.values
+        for end, key in enumerate(sections, start=1):
+            section = self._enter(section, override, override.path[:end], key)
+        if override.chooses and section.get("name") not in (None, override.value):
+            section.clear()
+            self._forget(override.path[:-1])
+        section[last] = override.value
+        self._forget(override.path)
+        self.positions[override.path] = override.where
+
+    def _enter(self, section: dict[str, Any], override: Override, path: tuple[str, ...], key: str) -> dict[str, Any]:
+        inner = section.get(key)
+        if isinstance(inner, str) and path[0] in _SHORT_FORMS and len(path) == 1:
+            inner = {"name": inner}
+        if inner is None:
+            inner = {}
+            self.positions.setdefault(path, override.where)
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{'.'.join(path)} has no keys of its own: it is {inner!r}", where=override.where)
+        section[key] = inner
+        return inner
+
+    def _forget(self, path: tuple[str, ...]) -> None:
+        below = [known for known in self.positions if known[: len(path)] == path and known != path]
+        for known in below:
+            del self.positions[known]

@@ -1,0 +1,138 @@
+"""From a recipe's text or values to a `Recipe`, and back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from adaptkit.errors import AdaptkitError, Problem, RecipeError
+from adaptkit.recipe.document import Document, read_document
+from adaptkit.recipe.overrides import apply_overrides
+from adaptkit.recipe.problems import recipe_problems
+from adaptkit.recipe.schema import Options, Recipe, StrategyOptions, TaskOptions
+from adaptkit.recipe.yaml_text import dump
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class OptionsResolver(Protocol):
+    """Knows which options a strategy and a task have.
+
+    Both methods raise an `AdaptkitError` for a name that they cannot resolve; its problems need no ``where``.
+    """
+
+    def strategy_options(self, name: str) -> type[StrategyOptions]:
+        """Returns the Options class of a strategy."""
+        ...
+
+    def task_options(self, name: str) -> type[TaskOptions]:
+        """Returns the Options class of a task."""
+        ...
+
+
+class _UnknownStrategy(StrategyOptions):
+    """Takes any option, so that the other problems of a recipe are found too."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _UnknownTask(TaskOptions):
+    """Takes any option, so that the other problems of a recipe are found too."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, resolver: OptionsResolver
+) -> Recipe:
+    """Reads a YAML recipe.
+
+    Args:
+        path: Of the recipe.
+        overrides: ``section.key=value`` texts, or values by dotted key; they win over the file.
+        resolver: Gives the options of a strategy or a task by its name.
+
+    Raises:
+        RecipeError: With every problem of the recipe and its place.
+        AdaptkitError: What the resolver raised, if that is the only problem.
+    """
+    return _validate(apply_overrides(read_document(path), overrides), resolver)
+
+
+def parse_recipe(values: Mapping[str, Any], *, resolver: OptionsResolver) -> Recipe:
+    """Checks the values of a recipe, as `load_recipe` does, without a file.
+
+    Raises:
+        RecipeError: With every problem.
+        AdaptkitError: What the resolver raised, if that is the only problem.
+    """
+    return _validate(Document(dict(values)), resolver)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Returns YAML with every key of the recipe, which `load_recipe` reads back to an equal one."""
+    return dump(recipe.model_dump(mode="json", by_alias=True))
+
+
+def _validate(document: Document, resolver: OptionsResolver) -> Recipe:
+    unresolved: list[AdaptkitError] = []
+    strategy: type[StrategyOptions] = _options(
+        document, "strategy", resolver.strategy_options, _UnknownStrategy, unresolved
+    )
+    task: type[TaskOptions] = _options(document, "task", resolver.task_options, _UnknownTask, unresolved)
+    model = create_model("ChosenRecipe", __base__=Recipe, strategy=(strategy, ...), task=(task, ...))
+    errors = _errors(model, document.values)
+    if errors or unresolved:
+        raise _in_order(document, unresolved, recipe_problems(errors, model, document))
+    checked = model.model_validate(document.values)
+    return Recipe(**{name: getattr(checked, name) for name in Recipe.model_fields})
+
+
+def _options(
+    document: Document,
+    section: str,
+    look_up: Callable[[str], type[OptionsT]],
+    unknown: type[OptionsT],
+    unresolved: list[AdaptkitError],
+) -> type[OptionsT]:
+    """Returns the options class that a section names; without one, ``unknown``, and the reason in ``unresolved``."""
+    value = document.values.get(section)
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return unknown
+    try:
+        return look_up(name)
+    except AdaptkitError as error:
+        where = document.where((section, "name"))
+        unresolved.append(type(error)([replace(problem, where=problem.where or where) for problem in error.problems]))
+        return unknown
+
+
+def _errors(model: type[Recipe], values: dict[str, Any]) -> list[ErrorDetails]:
+    """Returns what is wrong, ``true`` and ``false`` in the place of a number included, which pydantic lets pass."""
+    errors = _errors_of(model, values, strict=False)
+    places = {error["loc"] for error in errors}
+    strict = _errors_of(model, values, strict=True)
+    return errors + [error for error in strict if isinstance(error["input"], bool) and error["loc"] not in places]
+
+
+def _errors_of(model: type[Recipe], values: dict[str, Any], *, strict: bool) -> list[ErrorDetails]:
+    try:
+        model.model_validate(values, strict=strict)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+def _in_order(document: Document, unresolved: Sequence[AdaptkitError], problems: Sequence[Problem]) -> AdaptkitError:
+    """Returns one error with every problem, in the order of the file; overrides come last."""
+    order: dict[str | None, int] = {where: index for index, where in enumerate(document.positions.values())}
+    found = [*(problem for error in unresolved for problem in error.problems), *problems]
+    found.sort(key=lambda problem: order.get(problem.where, -1))
+    kinds = {type(error) for error in unresolved}
+    return kinds.pop()(found) if len(kinds) == 1 and not problems else RecipeError(found)

@@ -1,0 +1,37 @@
+"""metrics.jsonl: one JSON object per step and evaluation, never a number that is not one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to a run's ``metrics.jsonl``.
+
+    Args:
+        path: The file.
+        after_step: Lines of later steps are dropped, for a run that resumes from this one.
+    """
+
+    def __init__(self, path: Path, *, after_step: int = 0) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _step(line) <= after_step]
+        if len(kept) != len(lines):
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one object; the file is complete after every call."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+
+
+def _step(line: str) -> float:
+    """Returns the step of a line; a line that a crash cut off belongs to no step."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

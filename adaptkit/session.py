@@ -1,0 +1,244 @@
+"""One training run from its first step to its artifact: what happens between the steps of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from adaptkit.artifact.folder import RunFolder
+from adaptkit.artifact.saving import save_adapter
+from adaptkit.errors import RunInterruptedError
+from adaptkit.hookspecs import RunInfo, StepRecord
+from adaptkit.models.building import build_model, max_length
+from adaptkit.models.layers import count_parameters
+from adaptkit.recipe import Recipe
+from adaptkit.registry import Registry
+from adaptkit.reporting.metrics_log import MetricsLog
+from adaptkit.reporting.progress import ProgressReport
+from adaptkit.reporting.usage import folder_bytes, peak_memory_bytes
+from adaptkit.strategy import Strategy
+from adaptkit.task import Splits, Task
+from adaptkit.training.batches import steps_per_epoch, total_steps
+from adaptkit.training.best import BestStep
+from adaptkit.training.checkpoint import (
+    latest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    remove_leftovers,
+    write_checkpoint,
+)
+from adaptkit.training.evaluation import eval_mode, evaluate
+from adaptkit.training.interrupts import StopSignals
+from adaptkit.training.loop import move, training_steps
+from adaptkit.training.rng import preserved_rng
+from adaptkit.training.setup import make_job, use_frozen_features
+from adaptkit.training.snapshot import restore_snapshot, take_snapshot
+
+
+class Session:
+    """A run in progress.
+
+    Args:
+        recipe: With every default filled in.
+        registry: Fires the events.
+        strategy: Adapts the model.
+        task: Has been prepared.
+        splits: The rows.
+        data: sha256 of each split, by name.
+        folder: Claimed for this run.
+        console: Where progress is reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        registry: Registry,
+        strategy: Strategy[Any],
+        task: Task[Any],
+        splits: Splits,
+        data: Mapping[str, str],
+        folder: RunFolder,
+        console: Console,
+    ) -> None:
+        self.recipe, self.registry, self.strategy, self.task = recipe, registry, strategy, task
+        self.splits, self.data, self.folder, self.console = splits, data, folder, console
+        self.info = RunInfo(recipe, folder.path, total_steps(len(splits.train), recipe.training))
+        self.best = BestStep(task.best, recipe.training.early_stopping)
+        epoch = steps_per_epoch(len(splits.train), recipe.training)
+        self._evaluate_every = max(1, round(recipe.training.evaluate_every * epoch))
+        self._save_every = max(1, round((recipe.training.save_every or recipe.training.evaluate_every) * epoch))
+
+    def train(self, *, resume: bool = False) -> dict[str, Any]:
+        """Trains, keeps the best step as the artifact, and returns the results of the run.
+
+        Raises:
+            RunInterruptedError: A signal asked for a stop; a checkpoint is saved.
+            PluginError: An observer raised; a checkpoint is saved.
+            TrainingError: The run cannot learn.
+        """
+        self._build()
+        checkpoint = latest_checkpoint(self.folder.checkpoints) if resume else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        else:
+            self._initialize()
+        self._announce()
+        self._steps()
+        return self._keep()
+
+    # -- before the first step -----------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Builds the adapted model, the rows' features and the job."""
+        self.adapted = build_model(self.recipe, self.strategy, self.task, total_steps=self.info.total_steps)
+        base, settings = self.adapted.base, self.recipe.training
+        if settings.learning_rate is None:
+            settings = settings.model_copy(update={"learning_rate": self.strategy.learning_rate(base.family)})
+        length = max_length(self.recipe, base)
+        train = self.task.features(self.splits.train, self.recipe.data, base.tokenizer, length)
+        self.evaluation = self.task.features(self.splits.evaluation, self.recipe.data, base.tokenizer, length)
+        factory = self.registry.optimizer(settings.optimizer)
+        self.job = make_job(self.adapted, self.strategy, self.task, settings, train, factory)
+        use_frozen_features(self.job, self.adapted, settings, train, self.evaluation)
+
+    def _initialize(self) -> None:
+        """Lets the strategy give its adapter first values."""
+        job = self.job
+        batches = (
+            move(batch, job.accelerator.device) for step in range(job.total_steps) for batch in job.batches.at(step)
+        )
+        with eval_mode(job.model), preserved_rng():
+            self.strategy.initialize(job.model, self.adapted.context, batches)
+
+    def _restore(self, checkpoint: Path) -> None:
+        parts = read_checkpoint(checkpoint)
+        restore_snapshot(self.job, parts)
+        self.best.load_state(parts["session"]["best"])
+        self.info.state.update(parts["session"]["observers"])
+        remove_leftovers(self.folder.checkpoints)
+        self._print(f"resumed from {checkpoint}")
+
+    def _announce(self) -> None:
+        trainable, total = count_parameters(self.job.model)
+        numerics = self.adapted.numerics
+        self._print(
+            f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
+            f"({trainable / total:.2%}); base {numerics.precision}, arithmetic {'bf16' if numerics.bf16 else 'fp32'} "
+            f"on {numerics.device}"
+        )
+        self._print(
+            f"{len(self.splits.train):,} rows, {self.job.total_steps:,} steps, "
+            f"learning rate {self.job.scheduler.peaks[0]:.1e}"
+        )
+        for note in self.task.notes:
+            self._print(f"note: {note}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    # -- between the steps ---------------------------------------------------------------------------
+
+    def _steps(self) -> None:
+        job = self.job
+        self._log = MetricsLog(self.folder.log, after_step=job.step)
+        self._progress = ProgressReport(self.console, job.total_steps, first_step=job.step)
+        self.registry.fire("adaptkit_train_begin", run=self.info)
+        try:
+            with StopSignals() as signals:
+                for record in training_steps(job):
+                    self._after(record)
+                    if self.best.should_stop:
+                        self._print(f"stopped early: no better evaluation since step {self.best.step}")
+                        break
+                    if signals.received:
+                        self._stop(signals.received)
+        finally:
+            self._progress.close()
+
+    def _after(self, record: StepRecord) -> None:
+        """Reports, evaluates and saves after a step, each where it is due."""
+        values = asdict(record)
+        self._log.write(values.pop("step"), {f"train/{name}": value for name, value in values.items()})
+        self._progress.step(record)
+        self._observe("adaptkit_step_end", record=record)
+        if self.evaluation and self._due(self._evaluate_every):
+            self._evaluate()
+        if self._due(self._save_every) or self.best.step == self.job.step:
+            self._save()
+
+    def _due(self, every: int) -> bool:
+        return self.job.step % every == 0 or self.job.step == self.job.total_steps
+
+    def _evaluate(self) -> None:
+        job, settings = self.job, self.recipe.training
+        tokenizer = self.adapted.base.tokenizer
+        figures = evaluate(
+            job.wrapped, self.task, self.evaluation, tokenizer, job.numerics, settings.micro_batch_tokens
+        )
+        metrics = {f"eval/{name}": value for name, value in figures.items()}
+        better = self.best.update(job.step, figures)
+        self._log.write(job.step, metrics)
+        self._progress.evaluated(job.step, metrics, best=better)
+        self._observe("adaptkit_evaluated", metrics=metrics)
+
+    def _observe(self, event: str, **arguments: Any) -> None:
+        """Fires an event; an observer that raises stops the run after its state has been saved."""
+        try:
+            self.registry.fire(event, run=self.info, **arguments)
+        except Exception:
+            self._write()
+            raise
+
+    def _save(self) -> None:
+        path = self._write()
+        settings = self.recipe.training
+        prune_checkpoints(self.folder.checkpoints, settings.keep_checkpoints, protect=(self._kept_checkpoint(),))
+        self._observe("adaptkit_checkpoint_saved", path=path)
+
+    def _write(self) -> Path:
+        session = {"best": self.best.state(), "observers": self.info.state}
+        return write_checkpoint(self.folder.checkpoints, self.job.step, {**take_snapshot(self.job), "session": session})
+
+    def _stop(self, signal: str) -> None:
+        path = self._write()
+        raise RunInterruptedError(
+            f"stopped by {signal} after step {self.job.step} of {self.job.total_steps}; the state is saved",
+            where=str(path),
+            fix=f"continue with: adaptkit run {self.folder.recipe} --resume",
+        )
+
+    # -- after the last step -------------------------------------------------------------------------
+
+    def _kept_checkpoint(self) -> Path:
+        """Returns the checkpoint of the best evaluation, or of the last step where nothing was evaluated."""
+        return self.folder.checkpoints / f"step-{self.best.step or self.job.step:08d}"
+
+    def _keep(self) -> dict[str, Any]:
+        """Makes the best step the artifact, and returns the results of the run."""
+        kept = self.best.step or self.job.step
+        if kept != self.job.step:
+            self.strategy.load_state(self.job.model, read_checkpoint(self._kept_checkpoint())["model"])
+        save_adapter(
+            self.folder.adapter,
+            self.adapted,
+            recipe=self.recipe,
+            strategy=self.strategy,
+            task=self.task,
+            registry=self.registry,
+            data=self.data,
+        )
+        trainable, total = count_parameters(self.job.model)
+        return {
+            "metrics": {f"eval/{name}": value for name, value in (self.best.metrics or {}).items()},
+            "steps": self.job.step,
+            "kept_step": kept,
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "artifact_bytes": folder_bytes(self.folder.adapter),
+            "peak_memory_bytes": peak_memory_bytes(self.adapted.numerics.device),
+        }

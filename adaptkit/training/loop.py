@@ -1,0 +1,168 @@
+"""The training loop: the only place that steps.
+
+A generator of step records. Whoever drives it reports, evaluates, saves or stops between two records;
+nothing of that is in here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit.errors import TrainingError
+from adaptkit.hookspecs import StepRecord
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
+    from adaptkit.models.precision import Numerics
+    from adaptkit.strategy import Strategy
+    from adaptkit.task import Task
+    from adaptkit.training.optim import LearningRate
+
+
+class Batches(Protocol):
+    """Where micro-batches come from."""
+
+    steps_per_epoch: int
+
+    def at(self, step: int) -> list[dict[str, Tensor]]:
+        """Returns the micro-batches of an optimizer step."""
+
+
+@dataclass
+class Job:
+    """Everything that a step touches.
+
+    Attributes:
+        model: The adapted model, as strategies see it.
+        wrapped: What batches go through: the model in the wrapper of accelerate, or with cached features.
+        step: Optimizer steps done.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    strategy: Strategy[Any]
+    task: Task[Any]
+    batches: Batches
+    optimizer: Optimizer
+    scheduler: LearningRate
+    accelerator: Accelerator
+    numerics: Numerics
+    total_steps: int
+    max_grad_norm: float | None
+    step: int = 0
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Returns what trains at present, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+def training_steps(job: Job) -> Iterator[StepRecord]:
+    """Trains to the last step, one record per optimizer step.
+
+    Raises:
+        TrainingError: The run cannot learn: nothing is counted, a trainable tensor gets no gradient, or the
+            loss or the gradient is not finite. The model is then as it was before the step.
+    """
+    first = True
+    while job.step < job.total_steps:
+        yield train_step(job, check_gradients=first)
+        first = False
+
+
+def train_step(job: Job, *, check_gradients: bool = False) -> StepRecord:
+    """Takes one optimizer step over the micro-batches of one effective batch.
+
+    The summed losses are divided by the count of the whole effective batch, so that no cut into
+    micro-batches changes the gradient.
+    """
+    started = perf_counter()
+    job.strategy.before_step(job.model, job.step)
+    micro_batches = [move(batch, job.accelerator.device) for batch in job.batches.at(job.step)]
+    count = sum(job.task.count(batch) for batch in micro_batches)
+    if not count > 0:
+        raise TrainingError(
+            f"the batch of step {job.step + 1} has nothing to learn from: no label counts in it",
+            fix="check the labels, and data.max_length, which may cut them away",
+        )
+    loss = _backward(job, micro_batches, count)
+    if check_gradients:
+        _check_gradients(job)
+    norm = _gradient_norm(job)
+    _check_finite(job, loss, norm)
+    learning_rate = float(job.optimizer.param_groups[0]["lr"])
+    job.optimizer.step()
+    job.strategy.after_step(job.model, job.step)
+    job.optimizer.zero_grad(set_to_none=True)
+    job.scheduler.step()
+    job.step += 1
+    return StepRecord(
+        step=job.step,
+        epoch=job.step / job.batches.steps_per_epoch,
+        loss=loss,
+        count=count,
+        tokens=sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch),
+        learning_rate=learning_rate,
+        grad_norm=norm,
+        seconds=perf_counter() - started,
+    )
+
+
+def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Returns a batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _backward(job: Job, micro_batches: list[dict[str, Tensor]], count: float) -> float:
+    """Accumulates the gradient of the whole effective batch and returns its loss."""
+    total = torch.zeros((), device=job.accelerator.device)
+    for batch in micro_batches:
+        with job.numerics.autocast():
+            part = job.task.loss(job.wrapped, batch)
+        loss = part.total / count
+        if part.extra is not None:
+            loss = loss + part.extra / len(micro_batches)
+        job.accelerator.backward(loss)
+        total += loss.detach()
+    extra = job.strategy.extra_loss(job.model)
+    if extra is not None:
+        job.accelerator.backward(extra)
+        total += extra.detach()
+    return float(total)
+
+
+def _gradient_norm(job: Job) -> float:
+    """Returns the global gradient norm, and clips to it where the recipe says so."""
+    parameters = list(job.trainable().values())
+    limit = math.inf if job.max_grad_norm is None else job.max_grad_norm
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def _check_gradients(job: Job) -> None:
+    without = [name for name, parameter in job.trainable().items() if parameter.grad is None]
+    if without:
+        raise TrainingError(
+            f"{len(without)} trainable tensor(s) get no gradient: {', '.join(without[:5])}"
+            + (" …" if len(without) > 5 else ""),
+            where=f"strategy {job.strategy.name!r}",
+            fix="freeze what the loss does not depend on, or connect it; a strategy's adapt() decides what trains",
+        )
+
+
+def _check_finite(job: Job, loss: float, norm: float) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    raise TrainingError(
+        f"{'the loss' if not math.isfinite(loss) else 'the gradient'} is not finite at step {job.step + 1}: "
+        f"loss {loss}, gradient norm {norm}",
+        fix="lower training.learning_rate, lengthen training.warmup, or set training.compute to fp32; "
+        "the last checkpoint is from before this step",
+    )

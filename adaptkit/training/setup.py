@@ -1,0 +1,91 @@
+"""Putting a job together: batches, optimizer, schedule and what batches go through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from adaptkit.task import Features
+from adaptkit.training.batches import TrainingBatches, total_steps
+from adaptkit.training.features import CachedModel, cache_features, freeze_dropout
+from adaptkit.training.loop import Job
+from adaptkit.training.optim import check_groups, decay_groups, make_scheduler
+from adaptkit.training.rng import seed_everything
+
+if TYPE_CHECKING:
+    from adaptkit.models.building import AdaptedModel
+    from adaptkit.recipe import TrainingSpec
+    from adaptkit.strategy import Strategy
+    from adaptkit.task import Task
+
+
+def make_job(
+    adapted: AdaptedModel,
+    strategy: Strategy[Any],
+    task: Task[Any],
+    settings: TrainingSpec,
+    features: Sequence[Features],
+    optimizer_factory: Callable[..., torch.optim.Optimizer],
+) -> Job:
+    """Returns a job that stands before its first step.
+
+    Args:
+        adapted: Model and base.
+        strategy: May bring its own groups and optimizer.
+        task: Of the run.
+        settings: The recipe's ``training`` section, with a learning rate.
+        features: Of the training rows.
+        optimizer_factory: Of the optimizer that the recipe names.
+
+    Raises:
+        TrainingError: A trainable parameter is in no parameter group, or in two.
+    """
+    assert settings.learning_rate is not None, "the runner fills in the strategy's own"
+    seed_everything(settings.seed)
+    model = adapted.model.train()
+    groups = strategy.parameter_groups(model, settings.learning_rate)
+    if groups is None:
+        groups = decay_groups(model, settings.learning_rate, settings.weight_decay)
+    check_groups(model, groups)
+    optimizer = strategy.make_optimizer(groups, settings) or optimizer_factory(groups, settings)
+    steps = total_steps(len(features), settings)
+    accelerator = Accelerator(mixed_precision="no", cpu=adapted.numerics.device.type == "cpu")
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    return Job(
+        model=model,
+        wrapped=wrapped,
+        strategy=strategy,
+        task=task,
+        batches=TrainingBatches(features, task, adapted.base.tokenizer, settings),
+        optimizer=prepared,
+        scheduler=make_scheduler(optimizer, settings.schedule, steps, settings.warmup),
+        accelerator=accelerator,
+        numerics=adapted.numerics,
+        total_steps=steps,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+def use_frozen_features(job: Job, adapted: AdaptedModel, settings: TrainingSpec, *splits: Sequence[Features]) -> bool:
+    """Runs the frozen part of the model once over all rows, where the strategy has one and the recipe allows it.
+
+    Returns:
+        Whether features are cached.
+    """
+    point = job.strategy.frozen_features(job.model)
+    if point is None:
+        return False
+    freeze_dropout(job.model, point)
+    if not settings.cache_frozen_features:
+        return False
+    tokenizer = adapted.base.tokenizer
+    for features in splits:
+        if features and not cache_features(
+            job.model, point, job.task, features, tokenizer, job.numerics, settings.micro_batch_tokens
+        ):
+            return False
+    job.wrapped = CachedModel(job.model, point)
+    return True

@@ -1,0 +1,3 @@
+"""Broken on purpose: not Python."""
+
+def adaptkit_register_strategies(register:

@@ -1,0 +1,40 @@
+"""The hooks are an API: plugins that are installed somewhere were written against these signatures."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from adaptkit.hookspecs import Events, Registration
+
+# Adding an argument or a hook is compatible. Taking one away breaks plugins: deprecate it first.
+FROZEN = {
+    "adaptkit_register_strategies": ["register"],
+    "adaptkit_register_tasks": ["register"],
+    "adaptkit_register_optimizers": ["register"],
+    "adaptkit_train_begin": ["run"],
+    "adaptkit_step_end": ["run", "record"],
+    "adaptkit_evaluated": ["run", "metrics"],
+    "adaptkit_checkpoint_saved": ["run", "path"],
+    "adaptkit_train_end": ["run"],
+    "adaptkit_train_error": ["run", "error"],
+}
+HOOKS = {
+    name: function
+    for specification in (Registration, Events)
+    for name, function in vars(specification).items()
+    if inspect.isfunction(function)
+}
+
+
+def test_signatures_are_frozen() -> None:
+    found = {name: list(inspect.signature(function).parameters)[1:] for name, function in HOOKS.items()}
+    assert found == FROZEN
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_is_marked_named_and_described(name: str) -> None:
+    assert name.startswith("adaptkit_")
+    assert hasattr(HOOKS[name], "adaptkit_spec"), "it is not decorated with @hookspec"
+    assert inspect.getdoc(HOOKS[name])
