@@ -118,7 +118,7 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) -> Splits:
         DataError: Rows that cannot be used.
     """
     check_compatibility(recipe, strategy, task)
-    splits = load_splits(recipe.data, task.roles, task.optional_roles)
+    splits = load_splits(recipe.data, (*task.roles, *task.label_roles), task.optional_roles)
     task.prepare(splits, recipe.data)
     return splits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.saving import save_adapter
-from adaptkit.errors import RunInterruptedError
+from adaptkit.errors import CheckpointError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
 from adaptkit.models.building import build_model, max_length
 from adaptkit.models.layers import count_parameters
@@ -33,7 +34,7 @@ from adaptkit.training.checkpoint import (
 )
 from adaptkit.training.evaluation import eval_mode, evaluate
 from adaptkit.training.interrupts import StopSignals
-from adaptkit.training.loop import move, training_steps
+from adaptkit.training.loop import STEADIER, move, training_steps
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
 from adaptkit.training.snapshot import restore_snapshot, take_snapshot
@@ -117,11 +118,28 @@ class Session:
 
     def _restore(self, checkpoint: Path) -> None:
         parts = read_checkpoint(checkpoint)
+        self._check_sources(parts["session"]["sources"])
         restore_snapshot(self.job, parts)
         self.best.load_state(parts["session"]["best"])
         self.info.state.update(parts["session"]["observers"])
         remove_leftovers(self.folder.checkpoints)
         self._print(f"resumed from {checkpoint}")
+
+    def _sources(self) -> dict[str, str]:
+        """Returns the fingerprint of the base and of every split, by the file or id that the recipe names."""
+        splits = {str(getattr(self.recipe.data, split)): digest for split, digest in self.data.items()}
+        return {self.recipe.model.name: self.adapted.base.fingerprint, **splits}
+
+    def _check_sources(self, begun_with: Mapping[str, str]) -> None:
+        """Makes sure that the run goes on with the base and the rows that it began with.
+
+        Raises:
+            CheckpointError: One problem a file that has changed.
+        """
+        changed = [source for source, digest in self._sources().items() if begun_with.get(source) != digest]
+        if changed:
+            fix = "restore it to continue, or start a new run with --new"
+            raise CheckpointError([Problem(f"{source!r} has changed since the run began", fix=fix) for source in changed])
 
     def _announce(self) -> None:
         trainable, total = count_parameters(self.job.model)
@@ -181,10 +199,17 @@ class Session:
             job.wrapped, self.task, self.evaluation, tokenizer, job.numerics, settings.micro_batch_tokens
         )
         metrics = {f"eval/{name}": value for name, value in figures.items()}
+        self._check_finite(metrics)
         better = self.best.update(job.step, figures)
         self._log.write(job.step, metrics)
         self._progress.evaluated(job.step, metrics, best=better)
         self._observe("adaptkit_evaluated", metrics=metrics)
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Raises when a figure is not a number: the last step has broken the model."""
+        broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingError(f"{', '.join(broken)} at step {self.job.step}", fix=STEADIER)
 
     def _observe(self, event: str, **arguments: Any) -> None:
         """Fires an event; an observer that raises stops the run after its state has been saved."""
@@ -201,7 +226,7 @@ class Session:
         self._observe("adaptkit_checkpoint_saved", path=path)
 
     def _write(self) -> Path:
-        session = {"best": self.best.state(), "observers": self.info.state}
+        session = {"best": self.best.state(), "observers": self.info.state, "sources": self._sources()}
         return write_checkpoint(self.folder.checkpoints, self.job.step, {**take_snapshot(self.job), "session": session})
 
     def _stop(self, signal: str) -> None:

@@ -123,7 +123,8 @@ class Task(ABC, Generic[OptionsT]):
         name: What a recipe calls it.
         Options: Its options; the fields are the keys of ``task:``.
         capabilities: What it can do.
-        roles: Columns that a row needs, by role.
+        roles: Columns that every row needs, by role.
+        label_roles: Columns that a labelled row needs besides.
         optional_roles: Columns that a row may have.
         peft_task_type: PEFT's name for it, or None.
         best: The figure that chooses the best checkpoint.
@@ -134,6 +135,7 @@ class Task(ABC, Generic[OptionsT]):
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     capabilities: ClassVar[TaskCapabilities]
     roles: ClassVar[tuple[str, ...]]
+    label_roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     peft_task_type: ClassVar[str | None] = None
     best: ClassVar[Best] = Best("loss", higher_is_better=False)

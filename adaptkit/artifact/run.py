@@ -106,9 +106,7 @@ class Run:
 
     def predict_file(self, source: str) -> list[dict[str, JSON]]:
         """Returns one prediction per row of a data file; it needs no label column."""
-        text, *labels = self.task.roles
-        columns = {role: column for role, column in self.recipe.data.columns.items() if role not in labels}
-        return self.predict(select_columns(read_rows(source), (text,), columns))
+        return self.predict(self._rows(source, labelled=False))
 
     def evaluate(self, source: str | None = None) -> dict[str, float]:
         """Returns the task's figures over a data file; default: the recipe's test split, else its evaluation split.
@@ -121,7 +119,7 @@ class Run:
         source = source or self.recipe.data.test or self.recipe.data.evaluation
         if source is None:
             raise DataError("the recipe names neither a test nor an evaluation split", fix="name a file: --data FILE")
-        rows = select_columns(read_rows(source), self.task.roles, self.recipe.data.columns)
+        rows = self._rows(source, labelled=True)
         self.task.check(rows, labelled=True)
         adapted, features = self._adapted, self._features(rows)
         return evaluate(
@@ -158,6 +156,14 @@ class Run:
         strategy.load_state(adapted.model, tensors)
         adapted.model.eval()
         return adapted
+
+    def _rows(self, source: str, *, labelled: bool) -> list[Row]:
+        """Reads a data file; the columns of the recipe count where the rows need them."""
+        task = self.task
+        needed = (*task.roles, *task.label_roles) if labelled else task.roles
+        known = (*needed, *task.optional_roles)
+        columns = {role: column for role, column in self.recipe.data.columns.items() if role in known}
+        return select_columns(read_rows(source), needed, columns, optional=task.optional_roles)
 
     def _features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         from adaptkit.models.building import max_length

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from adaptkit.cli import inspect, train, use
-from adaptkit.errors import AdaptkitError
+from adaptkit.cli import doctor, inspect, train, use
+from adaptkit.cli.quiet import quiet_libraries
+from adaptkit.errors import AdaptkitError, Problem
 
 app = typer.Typer(
     name="adaptkit",
-    help="Adapt pretrained transformers by a strategy chosen by name.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (train, use, inspect):
+for module in (train, use, inspect, doctor):
     module.add_commands(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from adaptkit.plugins import DISTRIBUTION
+        from adaptkit.reporting.environment import installed_version
+
+        print(f"adaptkit {installed_version(DISTRIBUTION) or 'not installed'} (distribution {DISTRIBUTION})")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and the warnings of other libraries; anywhere on the line.")
+    ] = False,
 ) -> None:
     """Adapt pretrained transformers by a strategy chosen by name."""
 
@@ -36,23 +52,24 @@ def main() -> None:
     0 done, 2 bad recipe or arguments, 3 bad data, 4 plugin, 5 does not fit memory, 6 checkpoint,
     7 interrupted but saved, 130 interrupted, 1 anything else.
     """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    if not debug:
+        quiet_libraries()
     try:
-        app()
+        app(arguments)
     except AdaptkitError as error:
-        _fail(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _fail(error, "interrupted", 130)
+        _fail(error, error.problems, error.exit_code, debug=debug)
     except Exception as error:
-        _fail(
-            error,
-            f"unexpected {type(error).__name__}: {error}\n  fix:     this is a fault of adaptkit or of a plugin; "
-            "run `adaptkit --debug …` and report what it prints",
-            1,
-        )
+        found = f"unexpected {type(error).__name__}: {error}"
+        fix = "this is a fault of adaptkit or of a plugin: report what the same command prints with --debug"
+        _fail(error, [Problem(found, fix=fix)], 1, debug=debug)
 
 
-def _fail(error: BaseException, message: str, code: int) -> None:
-    if "--debug" in sys.argv:
+def _fail(error: Exception, problems: Sequence[Problem], code: int, *, debug: bool) -> None:
+    if debug:
         traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+    for index, problem in enumerate(problems):
+        typer.secho("also: " if index else "error:", fg="red", bold=True, nl=False, err=True)
+        typer.echo(f" {problem}", err=True)
     sys.exit(code)

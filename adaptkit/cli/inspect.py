@@ -1,14 +1,24 @@
-"""Commands that only look, and import no torch: validate, schema, strategies, tasks, plugins."""
+"""Commands that only look, and import no torch: validate, schema, strategies, tasks, optimizers, plugins."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adaptkit.cli.train import Overrides, Recipe
-from adaptkit.recipe import Options
+from adaptkit.cli.tables import first_line, print_table
+from adaptkit.cli.train import Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from adaptkit.plugins import PluginInfo
+    from adaptkit.recipe import Options, Recipe
+    from adaptkit.registry import Entry
+    from adaptkit.task import Splits
+
+PLURALS = {"strategy": "strategies", "task": "tasks", "optimizer": "optimizers"}
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -18,11 +28,11 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def validate(
-    recipe: Recipe,
+    recipe: RecipePath,
     overrides: Overrides = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the recipe with every default.")] = False,
 ) -> None:
-    """Check a recipe, its data files included, without loading a model."""
+    """Check a recipe and its data without loading a model."""
     from adaptkit.recipe import dump_recipe
     from adaptkit.registry import load_registry
     from adaptkit.runner import check, choose, resolve
@@ -34,9 +44,8 @@ def validate(
     if resolved:
         print(dump_recipe(parsed), end="")
         return
-    rows = {"train": splits.train, "evaluation": splits.evaluation, "test": splits.test}
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in rows.items() if split)
-    print(f"{recipe}: {task.name} by {strategy.name}; {counts} rows; all good")
+    print(f"{recipe} is good: {strategy.name} on {parsed.model.name} for {task.name}")
+    _print_plan(parsed, splits)
     for note in task.notes:
         print(f"note: {note}")
 
@@ -52,71 +61,124 @@ def schema() -> None:
     print(json.dumps(recipe_json_schema(strategies, tasks), indent=2))
 
 
-def strategies(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> None:
+def strategies(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None) -> None:
     """List the strategies, or explain one with its options."""
     from adaptkit.registry import load_registry
 
     registry = load_registry()
     if name is None:
-        _list({key: entry for key, entry in sorted(registry.strategies.items())})
+        _print_entries("strategy", registry.strategies)
         return
     strategy = registry.strategy(name)
-    origin = registry.strategies[name]
-    print(f"{name}  ({origin.distribution} {origin.version})\n{_first_line(strategy)}\n")
+    _print_title(name, registry.strategies[name])
     _print_options(strategy.Options)
-    print("\ncapabilities:")
-    for capability, value in vars(strategy.capabilities).items():
-        shown = ", ".join(sorted(value)) if isinstance(value, frozenset) else {None: "all"}.get(value, value)
-        print(f"  {capability:<24}{str(shown).lower()}")
+    capabilities = {**vars(strategy.capabilities), "tasks": strategy.capabilities.tasks or "all"}
+    print()
+    print_table(("CAPABILITY", ""), ((key.replace("_", " "), _words(value)) for key, value in capabilities.items()))
+    print(f"\nuse it: adaptkit run RECIPE strategy={name}")
 
 
-def tasks(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> None:
-    """List the tasks, or explain one with its options."""
+def tasks(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None) -> None:
+    """List the tasks, or explain one with its columns and options."""
     from adaptkit.registry import load_registry
 
     registry = load_registry()
     if name is None:
-        _list({key: entry for key, entry in sorted(registry.tasks.items())})
+        _print_entries("task", registry.tasks)
         return
     task = registry.task(name)
-    print(f"{name}\n{_first_line(task)}\ncolumns: {', '.join(task.roles)}\n")
+    _print_title(name, registry.tasks[name])
+    columns = {"every row": task.roles, "labelled rows": task.label_roles, "optional": task.optional_roles}
+    print_table(("COLUMNS", ""), ((rows, ", ".join(roles)) for rows, roles in columns.items() if roles))
+    print()
     _print_options(task.Options)
+    print(f"\nmodels: {_words(task.capabilities.families)}")
 
 
 def optimizers() -> None:
     """List the optimizers."""
     from adaptkit.registry import load_registry
 
-    _list({key: entry for key, entry in sorted(load_registry().optimizers.items())})
+    _print_entries("optimizer", load_registry().optimizers)
 
 
 def plugins() -> None:
-    """List the plugins, with what each brings, and those that did not load with the reason and the fix."""
+    """List the plugins, what each brings and what is broken."""
     from adaptkit.errors import Problem
     from adaptkit.registry import load_registry
 
     registry = load_registry()
-    for plugin in registry.plugins:
-        print(plugin)
+    rows = ((f"{info.distribution} {info.version}", info.entry_point, _brings(info)) for info in registry.plugins)
+    print_table(("PLUGIN", "ENTRY POINT", "BRINGS"), rows)
+    if registry.failures:
+        print("\nleft out:")
     for failure in registry.failures:
-        title = f"{failure.distribution} {failure.version} did not load: {failure.reason}"
-        print(f"\n{Problem(title, where=failure.entry_point, fix=failure.fix)}")
+        found = f"{failure.distribution} {failure.version}: {failure.reason}"
+        print(f"\n{Problem(found, where=f'entry point {failure.entry_point}', fix=failure.fix)}")
 
 
-def _list(entries: dict[str, Any]) -> None:
-    for name, entry in entries.items():
-        print(f"{name:<20}{_first_line(entry.value):<70}{entry.distribution}")
+def _print_plan(recipe: Recipe, splits: Splits) -> None:
+    from adaptkit.training.batches import total_steps
+
+    rows = {"train": splits.train, "evaluation": splits.evaluation, "test": splits.test}
+    settings = recipe.training
+    rate = "the strategy's" if settings.learning_rate is None else f"{settings.learning_rate:.1e}"
+    print(f"  rows:    {', '.join(f'{len(split):,} {name}' for name, split in rows.items() if split)}")
+    steps = total_steps(len(splits.train), settings)
+    print(f"  steps:   {steps:,} of {settings.effective_batch} rows each, learning rate {rate}")
+    taken = "; there already: the run needs --new or --resume" if Path(recipe.output).exists() else ""
+    print(f"  output:  {recipe.output}{taken}")
+
+
+def _print_entries(kind: str, entries: Mapping[str, Entry[Any]]) -> None:
+    rows = (
+        (name, first_line(entry.value), f"{entry.distribution} {entry.version}")
+        for name, entry in sorted(entries.items())
+    )
+    print_table((kind.upper(), "", "FROM"), rows)
+
+
+def _print_title(name: str, entry: Entry[Any]) -> None:
+    print(f"{name}  ({entry.distribution} {entry.version}, {entry.module})\n{first_line(entry.value)}\n")
 
 
 def _print_options(options: type[Options]) -> None:
-    print("options:")
-    for name, field in options.model_fields.items():
-        if name != "name":
-            default = "required" if field.is_required() else f"default {field.default!r}"
-            print(f"  {name:<20}{field.description or ''} ({default})")
-    if set(options.model_fields) == {"name"}:
-        print("  none")
+    from adaptkit.recipe.describe import Description
+
+    allowed = Description(options)
+    rows = [
+        (
+            name,
+            "required" if field.is_required() else _words(field.get_default(call_default_factory=True)),
+            allowed.words((name,)) or "",
+            field.description or "",
+        )
+        for name, field in options.model_fields.items()
+        if name != "name"
+    ]
+    if rows:
+        print_table(("OPTION", "DEFAULT", "ALLOWED", ""), rows)
+    else:
+        print("It has no options.")
 
 
-def _first_line(value: Any) -> str:
-    return (value.__doc__ or "").strip().partition("\n")[0]
+def _brings(info: PluginInfo) -> str:
+    """Returns what a plugin offers by kind, and the events that it watches."""
+    if info.disabled:
+        from adaptkit.plugins import DISABLE_VARIABLE
+
+        return f"disabled by {DISABLE_VARIABLE}"
+    offers = [f"{PLURALS[kind]}: {', '.join(names)}" for kind, names in info.names.items()]
+    events = [hook.removeprefix("adaptkit_") for hook in info.hooks if not hook.startswith("adaptkit_register_")]
+    return "\n".join([*offers, f"watches: {', '.join(events)}"] if events else offers) or "nothing"
+
+
+def _words(value: object) -> str:
+    """Returns a value as a recipe writes it; several ones in a fixed order."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return str(value)
+    return ", ".join(sorted(str(item) for item in value)) or "none"

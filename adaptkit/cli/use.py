@@ -10,6 +10,7 @@ import typer
 from adaptkit.errors import RecipeError
 
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+DATA_HELP = "A data file (default: the recipe's test split, else its evaluation split)."
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -20,7 +21,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def evaluate(
     run: RunPath,
-    data: Annotated[str | None, typer.Option("--data", help="A data file. Default: the recipe's test split.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="FILE", help=DATA_HELP)] = None,
 ) -> None:
     """Measure a finished run on held-out rows."""
     from adaptkit.artifact.run import load
@@ -34,11 +35,11 @@ def evaluate(
 def predict(
     run: RunPath,
     text: Annotated[list[str] | None, typer.Option("--text", help="A text; may be given several times.")] = None,
-    file: Annotated[str | None, typer.Option("--file", help="A data file; it needs no labels.")] = None,
+    file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="A data file; it needs no labels.")] = None,
 ) -> None:
-    """Ask a finished run: one JSON object per text."""
+    """Ask a finished run; prints one JSON object a text."""
     if bool(text) == (file is not None):
-        raise RecipeError("predict needs either --text or --file", fix='adaptkit predict RUN --text "…"')
+        raise RecipeError("predict needs either --text or --file", fix=f'adaptkit predict {run} --text "…"')
     from adaptkit.artifact.run import load
 
     finished = load(run)

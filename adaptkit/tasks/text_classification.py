@@ -73,7 +73,8 @@ class TextClassification(Task[TextClassificationOptions]):
     name = "text-classification"
     Options = TextClassificationOptions
     capabilities = TaskCapabilities(families=frozenset({"encoder", "decoder"}))
-    roles = ("text", "label")
+    roles = ("text",)
+    label_roles = ("label",)
     optional_roles = ("text_pair",)
     peft_task_type = "SEQ_CLS"
     best = Best("accuracy")

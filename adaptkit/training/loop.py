@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from adaptkit.task import Task
     from adaptkit.training.optim import LearningRate
 
+STEADIER = "lower training.learning_rate, lengthen training.warmup, or set training.compute to fp32"
+
 
 class Batches(Protocol):
     """Where micro-batches come from."""
@@ -163,6 +165,5 @@ def _check_finite(job: Job, loss: float, norm: float) -> None:
     raise TrainingError(
         f"{'the loss' if not math.isfinite(loss) else 'the gradient'} is not finite at step {job.step + 1}: "
         f"loss {loss}, gradient norm {norm}",
-        fix="lower training.learning_rate, lengthen training.warmup, or set training.compute to fp32; "
-        "the last checkpoint is from before this step",
+        fix=f"{STEADIER}; the last checkpoint is from before this step",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,14 +49,6 @@ AUTO_CLASS: dict[Family, Any] = {
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
 every_architecture = pytest.mark.parametrize("architecture", CONFIGS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def family(architecture: str) -> Family:

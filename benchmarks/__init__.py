@@ -1,0 +1,1 @@
+"""Speed and quality, measured against named peers; ratios taken in one run."""

@@ -1,0 +1,112 @@
+"""What a strategy declares trains, all of it and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from adaptkit.models.adaptation import adapt_model
+from adaptkit.models.classifier import load_classifier
+from adaptkit.models.layers import count_parameters
+from adaptkit.recipe import ModelSpec, Precision, Recipe
+from adaptkit.registry import load_registry
+from adaptkit.task import BaseModel
+from adaptkit.training.loop import training_steps
+
+MakeRecipe = Callable[..., Recipe]
+EVERY_STRATEGY = pytest.mark.parametrize("strategy", tiny.STRATEGIES)
+# Part of a name -> whether such a parameter trains; the first that is found decides.
+DECLARED: dict[str, dict[str, bool]] = {
+    "full": {"": True},
+    "last-layers": {"layer.1.": True, "pooler.": True, "classifier.": True, "": False},
+    "linear-probe": {"classifier.": True, "": False},
+    "lora": {"lora_": True, "classifier.": True, "": False},
+    "qlora": {"lora_": True, "classifier.": True, "": False},
+    "prefix-tuning": {"prefix_kv.": True, "classifier.": True, "": False},
+}
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@EVERY_STRATEGY
+def test_what_is_declared_trains_and_the_rest_stays_bit_for_bit(strategy: str, recipe: MakeRecipe) -> None:
+    job, adapted = tiny.make_job(recipe(strategy, epochs=1, max_grad_norm=None))
+    declared = {
+        name
+        for name, _ in job.model.named_parameters()
+        if next(trains for part, trains in DECLARED[strategy].items() if part in name)
+    }
+    assert trainable(job.model).keys() == declared
+    assert all(parameter.dtype == torch.float32 for parameter in trainable(job.model).values())
+
+    before = tiny.every_tensor(job.model)
+    list(training_steps(job))
+    assert changed(before, tiny.every_tensor(job.model)) == declared
+    assert adapted.base.module is job.model
+
+
+def test_packed_weights_and_their_quantisation_state_are_among_what_stays(recipe: MakeRecipe) -> None:
+    job, _ = tiny.make_job(recipe("qlora"))
+    tensors = tiny.every_tensor(job.model)
+    packed = [name for name, tensor in tensors.items() if name.endswith("weight") and tensor.dtype == torch.uint8]
+    assert len(packed) == 2 * 6 + 1  # in each layer query, key, value, output, up and down; and the pooler
+    assert all({f"{name}/absmax", f"{name}/nested_absmax", f"{name}/quant_map"} <= tensors.keys() for name in packed)
+
+
+@EVERY_STRATEGY
+def test_parameters_are_counted_as_the_weights_that_they_stand_for(strategy: str, recipe: MakeRecipe) -> None:
+    job, _ = tiny.make_job(recipe(strategy))
+    plain, _ = tiny.make_job(recipe("full"))
+    size, everything = count_parameters(job.model)
+    assert size == sum(parameter.numel() for parameter in trainable(job.model).values())
+    added = sum(p.numel() for name, p in trainable(job.model).items() if "lora_" in name or "prefix_kv." in name)
+    assert everything == added + sum(parameter.numel() for parameter in plain.model.parameters())
+
+
+def head(folder: Path, seed: int, precision: Precision = "fp32", pooling: Any = "native") -> dict[str, Tensor]:
+    base = load_classifier(
+        ModelSpec(name=str(folder)), precision=precision, seed=seed, labels=["a", "b"], pooling=pooling, dropout=0.0
+    )
+    assert base.new_modules == base.head_modules == ("classifier",)
+    return {name: p.detach().float() for name, p in base.module.get_submodule("classifier").named_parameters()}
+
+
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+def test_a_new_head_is_a_function_of_the_seed_alone(pooling: str, tiny_bert: Path) -> None:
+    reference = head(tiny_bert, 1, pooling=pooling)
+    torch.manual_seed(99)
+    drawn = torch.get_rng_state()
+    assert not changed(reference, head(tiny_bert, 1, pooling=pooling))
+    assert torch.equal(torch.get_rng_state(), drawn), "loading a base draws no number from the run's generator"
+    assert "weight" in changed(reference, head(tiny_bert, 2, pooling=pooling))
+    assert not changed(reference, head(tiny_bert, 1, "nf4", pooling))
+
+
+@EVERY_STRATEGY
+def test_adapt_gives_the_same_structure_on_the_meta_device(
+    strategy: str, recipe: MakeRecipe, tiny_bert: Path
+) -> None:
+    job, adapted = tiny.make_job(recipe(strategy))
+    with torch.device("meta"):
+        module = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_bert))
+    base = BaseModel(
+        module, adapted.base.tokenizer, "encoder", "fp32", adapted.base.head_modules, adapted.base.new_modules
+    )
+    planner = load_registry().strategy(strategy)(recipe(strategy).strategy)
+    planned = trainable(adapt_model(planner, base, adapted.context))
+    assert all(parameter.is_meta for parameter in planned.values())
+    assert {name: p.shape for name, p in planned.items()} == {n: p.shape for n, p in trainable(job.model).items()}
