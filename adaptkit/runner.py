@@ -17,6 +17,7 @@ from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.family import local_family
+from adaptkit.models.loading import check_local
 from adaptkit.recipe import Recipe, dump_recipe, load_recipe
 from adaptkit.registry import Registry, load_registry
 
@@ -61,7 +62,9 @@ def run(
         logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
         return Run(folder.path)
 
-    from adaptkit.session import Session
+    console = console or Console()
+    with console.status("loading the libraries"):
+        from adaptkit.session import Session
 
     session = Session(
         recipe=recipe,
@@ -71,7 +74,7 @@ def run(
         splits=splits,
         data=fingerprints(recipe.data),
         folder=folder,
-        console=console or Console(),
+        console=console,
     )
     try:
         results = session.train(resume=resume)
@@ -118,6 +121,7 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) -> Splits:
         DataError: Rows that cannot be used.
     """
     check_compatibility(recipe, strategy, task)
+    check_local(recipe.model.name)
     splits = load_splits(recipe.data, (*task.roles, *task.label_roles), task.optional_roles)
     task.prepare(splits, recipe.data)
     return splits

@@ -14,8 +14,7 @@ from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.saving import save_adapter
 from adaptkit.errors import CheckpointError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
-from adaptkit.models.building import build_model, max_length
-from adaptkit.models.layers import count_parameters
+from adaptkit.models.building import build_model
 from adaptkit.recipe import Recipe
 from adaptkit.registry import Registry
 from adaptkit.reporting.metrics_log import MetricsLog
@@ -35,6 +34,7 @@ from adaptkit.training.checkpoint import (
 from adaptkit.training.evaluation import eval_mode, evaluate
 from adaptkit.training.interrupts import StopSignals
 from adaptkit.training.loop import STEADIER, move, training_steps
+from adaptkit.training.optim import optimizer_name
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
 from adaptkit.training.snapshot import restore_snapshot, take_snapshot
@@ -82,7 +82,9 @@ class Session:
             PluginError: An observer raised; a checkpoint is saved.
             TrainingError: The run cannot learn.
         """
-        self._build()
+        with self.console.status(f"loading {self.recipe.model.name}"):
+            self._build()
+        remove_leftovers(self.folder.checkpoints)
         checkpoint = latest_checkpoint(self.folder.checkpoints) if resume else None
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -100,7 +102,7 @@ class Session:
         base, settings = self.adapted.base, self.recipe.training
         if settings.learning_rate is None:
             settings = settings.model_copy(update={"learning_rate": self.strategy.learning_rate(base.family)})
-        length = max_length(self.recipe, base)
+        length = self.adapted.max_length
         train = self.task.features(self.splits.train, self.recipe.data, base.tokenizer, length)
         self.evaluation = self.task.features(self.splits.evaluation, self.recipe.data, base.tokenizer, length)
         factory = self.registry.optimizer(settings.optimizer)
@@ -122,7 +124,7 @@ class Session:
         restore_snapshot(self.job, parts)
         self.best.load_state(parts["session"]["best"])
         self.info.state.update(parts["session"]["observers"])
-        remove_leftovers(self.folder.checkpoints)
+        self._prune()
         self._print(f"resumed from {checkpoint}")
 
     def _sources(self) -> dict[str, str]:
@@ -139,10 +141,12 @@ class Session:
         changed = [source for source, digest in self._sources().items() if begun_with.get(source) != digest]
         if changed:
             fix = "restore it to continue, or start a new run with --new"
-            raise CheckpointError([Problem(f"{source!r} has changed since the run began", fix=fix) for source in changed])
+            raise CheckpointError(
+                [Problem(f"{source!r} has changed since the run began", fix=fix) for source in changed]
+            )
 
     def _announce(self) -> None:
-        trainable, total = count_parameters(self.job.model)
+        trainable, total = self.adapted.trainable_parameters, self.adapted.total_parameters
         numerics = self.adapted.numerics
         self._print(
             f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
@@ -151,7 +155,7 @@ class Session:
         )
         self._print(
             f"{len(self.splits.train):,} rows, {self.job.total_steps:,} steps, "
-            f"learning rate {self.job.scheduler.peaks[0]:.1e}"
+            f"{optimizer_name(self.job.optimizer)} at learning rate {self.job.scheduler.peaks[0]:.1e}"
         )
         for note in self.task.notes:
             self._print(f"note: {note}")
@@ -168,15 +172,16 @@ class Session:
         self.registry.fire("adaptkit_train_begin", run=self.info)
         try:
             with StopSignals() as signals:
-                for record in training_steps(job):
+                steps = training_steps(job)
+                # Asked before the step: a run that is resumed may have been done already.
+                while not self.best.should_stop and (record := next(steps, None)) is not None:
                     self._after(record)
-                    if self.best.should_stop:
-                        self._print(f"stopped early: no better evaluation since step {self.best.step}")
-                        break
                     if signals.received:
                         self._stop(signals.received)
         finally:
             self._progress.close()
+        if self.best.should_stop:
+            self._print(f"stopped early: no better evaluation since step {self.best.step}")
 
     def _after(self, record: StepRecord) -> None:
         """Reports, evaluates and saves after a step, each where it is due."""
@@ -221,9 +226,12 @@ class Session:
 
     def _save(self) -> None:
         path = self._write()
-        settings = self.recipe.training
-        prune_checkpoints(self.folder.checkpoints, settings.keep_checkpoints, protect=(self._kept_checkpoint(),))
+        self._prune()
         self._observe("adaptkit_checkpoint_saved", path=path)
+
+    def _prune(self) -> None:
+        keep = self.recipe.training.keep_checkpoints
+        prune_checkpoints(self.folder.checkpoints, keep, protect=(self._kept_checkpoint(),))
 
     def _write(self) -> Path:
         session = {"best": self.best.state(), "observers": self.info.state, "sources": self._sources()}
@@ -257,13 +265,12 @@ class Session:
             registry=self.registry,
             data=self.data,
         )
-        trainable, total = count_parameters(self.job.model)
         return {
             "metrics": {f"eval/{name}": value for name, value in (self.best.metrics or {}).items()},
             "steps": self.job.step,
             "kept_step": kept,
-            "trainable_parameters": trainable,
-            "total_parameters": total,
+            "trainable_parameters": self.adapted.trainable_parameters,
+            "total_parameters": self.adapted.total_parameters,
             "artifact_bytes": folder_bytes(self.folder.adapter),
             "peak_memory_bytes": peak_memory_bytes(self.adapted.numerics.device),
         }

@@ -79,7 +79,8 @@ class AdaptContext:
         head_modules: Names of the modules that turn features into the task's outputs.
         new_modules: Those whose weights are not in the checkpoint; they train unless the strategy opts out.
         tokenizer: The base's tokenizer, or None.
-        total_steps: Optimizer steps of the whole run; 0 when a trained model is rebuilt.
+        total_steps: Optimizer steps of the whole run; 0 when a trained model is rebuilt, whose `state` must not
+            depend on it.
         seed: Of the run.
         precision: Storage of the base weights.
     """
@@ -135,6 +136,10 @@ class Strategy(ABC, Generic[OptionsT]):
         """Returns the peak learning rate of a recipe that names none."""
         return 1e-3
 
+    def extra_positions(self) -> int:
+        """Returns how many of the base's positions the strategy takes for itself (virtual tokens in the sequence)."""
+        return 0
+
     # -- what trains ---------------------------------------------------------------------------------
 
     @abstractmethod
@@ -189,7 +194,12 @@ class Strategy(ABC, Generic[OptionsT]):
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Called after ``optimizer.step()`` and before the gradients are dropped; ``step`` as in `before_step`."""
+        """Called after ``optimizer.step()``, while the clipped gradients are still there.
+
+        Args:
+            model: The unwrapped adapted model.
+            step: As in `before_step`.
+        """
 
     # -- saving and loading --------------------------------------------------------------------------
 
@@ -216,7 +226,7 @@ class Strategy(ABC, Generic[OptionsT]):
         return {}, {}
 
     def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> None:
-        """Takes back what `training_state` gave."""
+        """Takes back what `training_state` gave; the tensors are on the CPU."""
 
     def adapter_files(self, model: nn.Module) -> dict[str, JSON]:
         """Returns JSON files, by name, by which other libraries read the saved tensors (``adapter_config.json``)."""

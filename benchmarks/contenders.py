@@ -127,7 +127,7 @@ class BareLoop:
     batching = "the same batches"
 
     def __init__(self, work: Workload) -> None:
-        settings = work.recipe.training
+        settings: Any = work.recipe.training
         self.padded_tokens = 0
         self.model = peft_model(work)
         self._batches = work.batches
@@ -149,7 +149,7 @@ class BareLoop:
                 inputs = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 labels = inputs.pop("labels")
                 logits = self.model(**inputs).logits
-                (nn.functional.cross_entropy(logits, labels, reduction="sum") / rows).backward()
+                torch.autograd.backward(nn.functional.cross_entropy(logits, labels, reduction="sum") / rows)
             nn.utils.clip_grad_norm_(self._trainable, self._max_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -174,7 +174,7 @@ class HFTrainer:
         self.batching = f"{rows} random rows" + (f", {passes} passes" if passes > 1 else "")
         self.padded_tokens = 0
         self._work, self._rows, self._passes = work, rows, passes
-        self._model = peft_model(work)
+        self.model = peft_model(work)
 
     def train(self, steps: range) -> float:
         """Trains on the rows of these optimizer steps and returns the seconds between Trainer's own events."""
@@ -184,7 +184,7 @@ class HFTrainer:
         clock = _Clock()
         with TemporaryDirectory() as folder:
             trainer = Trainer(
-                model=self._model,
+                model=self.model,
                 args=self._arguments(folder, len(steps)),
                 train_dataset=self._work.rows(steps),
                 data_collator=self._collate,

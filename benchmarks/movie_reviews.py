@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> None:
         caption += f"{machine()}; `{command}`."
         replace_block("movie-reviews", f"{table}\n\n{caption}")
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS, {"machine": machine(), "command": command, "baselines": baselines, "runs": _runs(comparison)})
+        runs = [vars(result) for result in comparison.results]
+        write_json(RESULTS, {"machine": machine(), "command": command, "baselines": baselines, "runs": runs})
 
 
 def read_split(split: str) -> tuple[list[str], list[str]]:
@@ -121,7 +122,3 @@ def _warn_of_losers(comparison: Comparison, baselines: dict[str, float]) -> None
         figures = [result.metrics["accuracy"] for result in comparison.of(name)]
         if figures and statistics.fmean(figures) <= best:
             print(f"{name} does not beat the baselines: {statistics.fmean(figures):.4f} against {best:.4f}")
-
-
-def _runs(comparison: Comparison) -> list[dict[str, Any]]:
-    return [vars(result) for result in comparison.results]

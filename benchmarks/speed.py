@@ -56,6 +56,8 @@ class Measurement:
     """One run of the benchmark.
 
     Attributes:
+        model: Folder of the base.
+        rank: Of the LoRA.
         rows: Trained on by each contender.
         steps: Optimizer steps of each contender.
         tokens: Real tokens of the rows.
@@ -64,6 +66,8 @@ class Measurement:
         contenders: adaptkit first.
     """
 
+    model: str
+    rank: int
     rows: int
     steps: int
     tokens: int
@@ -94,7 +98,8 @@ def main(arguments: list[str]) -> None:
 
 def measure(work: Workload, rounds: int) -> Measurement:
     """Lets all contenders train the same blocks in turn."""
-    contenders: list[Contender] = [Adaptkit(work), BareLoop(work), HFTrainer(work, 8), HFTrainer(work, EFFECTIVE_BATCH)]
+    whole = work.recipe.training.effective_batch
+    contenders: list[Contender] = [Adaptkit(work), BareLoop(work), HFTrainer(work, 8), HFTrainer(work, whole)]
     for contender in contenders:
         contender.train(range(WARM_UP_STEPS))
         contender.padded_tokens = 0
@@ -108,42 +113,41 @@ def measure(work: Workload, rounds: int) -> Measurement:
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             speeds[contender.name].append(tokens[number] / contender.train(block))
         print(f"round {number + 1} of {rounds}: " + _line(speeds), flush=True)
+    rows = work.rows(range(rounds * size))
+    options: Any = work.recipe.strategy
+    flops = training_flops(work.job.model.config, options.r, (len(row["input_ids"]) for row in rows))
     return Measurement(
-        rows=len(work.rows(range(rounds * size))),
+        model=work.recipe.model.name,
+        rank=options.r,
+        rows=len(rows),
         steps=rounds * size,
         tokens=sum(tokens),
-        flops_per_token=_flops(work, range(rounds * size)) / sum(tokens),
+        flops_per_token=flops / sum(tokens),
         matmul_flops=matmuls,
         contenders=[_figures(contender, speeds, sum(tokens)) for contender in contenders],
     )
 
 
 def table(measurement: Measurement) -> str:
-    """Returns the table, the slowest last line first of all the floor."""
+    """Returns the table: the floor, then the contenders."""
     fastest = [flops / measurement.flops_per_token for flops in measurement.matmul_flops]
     own = measurement.contenders[0].tokens_per_second
     ratio = _median([mine / limit for mine, limit in zip(own, fastest, strict=True)])
-    rows = [["floor: the multiplications alone", "", "0 %", *_speed(fastest, measurement), f"{ratio:.2f} ×"]]
+    rows = [["floor: the multiplications alone", "", "0 %", *_speed(fastest, measurement), f"{ratio:.2f}x"]]
     for one in measurement.contenders:
-        rows.append(
-            [
-                one.name,
-                one.batching,
-                f"{one.padding:.0%}".replace("%", " %"),
-                *_speed(one.tokens_per_second, measurement),
-                f"{_median(one.ratios):.2f} ×",
-            ]
-        )
+        padding = f"{100 * one.padding:.0f} %"
+        speed = _speed(one.tokens_per_second, measurement)
+        rows.append([one.name, one.batching, padding, *speed, f"{_median(one.ratios):.2f}x"])
     return markdown_table(["", "a forward pass takes", "padding", "tokens/s", "GFLOP/s", "adaptkit is"], rows)
 
 
 def caption(measurement: Measurement) -> str:
     """Returns what the table shows, in words."""
     return (
-        f"LoRA (r 16, all linear layers) on MiniLM, fp32, {measurement.rows:,} movie reviews, "
-        f"{measurement.tokens:,} tokens, {measurement.steps} optimizer steps of {EFFECTIVE_BATCH} rows for each, "
-        f"{len(measurement.matmul_flops)} alternated rounds, medians. GFLOP/s counts the floor's "
-        f"{measurement.flops_per_token / 1e6:.0f} MFLOP a token."
+        f"LoRA (r {measurement.rank}, all linear layers) on {measurement.model}, fp32: {measurement.rows:,} rows, "
+        f"{measurement.tokens:,} tokens, {measurement.steps} optimizer steps of "
+        f"{measurement.rows // measurement.steps} rows for each; medians of {len(measurement.matmul_flops)} "
+        f"alternated rounds. GFLOP/s counts the floor's {measurement.flops_per_token / 1e6:.0f} MFLOP a token."
     )
 
 
@@ -156,7 +160,7 @@ def verdict(measurement: Measurement) -> str:
             ratio = _median(one.ratios)
             outcome = "met" if ratio >= goal else "MISSED"
             spread = f"rounds from {min(one.ratios):.2f} to {max(one.ratios):.2f}"
-            lines.append(f"{one.name}: {ratio:.3f} × ({spread}); goal {goal} ×: {outcome}")
+            lines.append(f"{one.name}: {ratio:.3f}x ({spread}); goal {goal}x: {outcome}")
     return "\n".join(lines)
 
 
@@ -164,12 +168,6 @@ def _figures(contender: Contender, speeds: dict[str, list[float]], tokens: int) 
     own = speeds[contender.name]
     ratios = [mine / theirs for mine, theirs in zip(speeds[Adaptkit.name], own, strict=True)]
     return Figures(contender.name, contender.batching, 1 - tokens / contender.padded_tokens, own, ratios)
-
-
-def _flops(work: Workload, steps: range) -> float:
-    options: Any = work.recipe.strategy
-    lengths = [len(row["input_ids"]) for row in work.rows(steps)]
-    return training_flops(work.job.model.config, options.r, lengths)
 
 
 def _speed(tokens_per_second: Sequence[float], measurement: Measurement) -> list[str]:

@@ -65,7 +65,9 @@ def _built_in(entries: Mapping[str, Entry[Any]]) -> list[Any]:
 def _task(task: type[Task[Any]]) -> str:
     families = ", ".join(sorted(task.capabilities.families))
     columns = ", ".join(f"`{role}`" for role in (*task.roles, *task.label_roles, *task.optional_roles))
-    return f"### {task.name}\n\n{_summary(task)} Models: {families}. Columns: {columns}.\n\n{_keys('task', task.Options)}"
+    return (
+        f"### {task.name}\n\n{_summary(task)} Models: {families}. Columns: {columns}.\n\n{_keys('task', task.Options)}"
+    )
 
 
 def _strategy(strategy: type[Strategy[Any]]) -> str:
@@ -94,12 +96,13 @@ def _keys(section: str, model: type[Options]) -> str:
 def _commands() -> str:
     """Returns one row for each command that `adaptkit --help` shows."""
     group: Any = typer.main.get_command(app)
+    shown = [(name, command) for name, command in sorted(group.commands.items()) if not command.hidden]
     rows = []
-    for name, command in sorted(group.commands.items()):
-        if not command.hidden:
-            usage = " ".join(["adaptkit", name, *(_argument(p) for p in command.params if p.param_type_name == "argument")])
-            options = " ".join(f"`{p.opts[0]}`" for p in command.params if p.param_type_name == "option")
-            rows.append((f"`{usage}`", command.help.partition("\n")[0], options))
+    for name, command in shown:
+        arguments = [_argument(parameter) for parameter in command.params if parameter.param_type_name == "argument"]
+        options = [f"`{parameter.opts[0]}`" for parameter in command.params if parameter.param_type_name == "option"]
+        usage = f"`{' '.join(['adaptkit', name, *arguments])}`"
+        rows.append((usage, command.help.partition("\n")[0], " ".join(options)))
     return _table(("command", "what it does", "options"), rows)
 
 

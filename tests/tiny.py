@@ -30,7 +30,30 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "qlora": {"r": 4, "lora_alpha": 4},
     "prefix-tuning": {"num_virtual_tokens": 4},
 }
-WORDS = tuple("the a film plot actor scene was is good great fine bad dull weak very quite and but not so".split())
+WORDS = tuple(
+    [
+        "the",
+        "a",
+        "film",
+        "plot",
+        "actor",
+        "scene",
+        "was",
+        "is",
+        "good",
+        "great",
+        "fine",
+        "bad",
+        "dull",
+        "weak",
+        "very",
+        "quite",
+        "and",
+        "but",
+        "not",
+        "so",
+    ]
+)
 GOOD, BAD = WORDS[8:11], WORDS[11:14]
 NEUTRAL = WORDS[:8] + WORDS[14:]
 STEPS_PER_EPOCH = 6

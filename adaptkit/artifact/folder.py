@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +79,8 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: it is written aside and renamed."""
-    staged = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    """Writes a whole file or nothing: it is written aside, always under the same name, and renamed."""
+    staged = path.with_name(f".tmp-{path.name}")
     with staged.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.folder import RunFolder
-from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
+from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS, sha256
 from adaptkit.data.columns import select_columns
 from adaptkit.data.sources import read_rows
 from adaptkit.errors import CheckpointError, DataError
@@ -18,6 +18,8 @@ from adaptkit.registry import Registry, load_registry
 from adaptkit.task import Row
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adaptkit.models.building import AdaptedModel
     from adaptkit.strategy import JSON
     from adaptkit.task import Task
@@ -133,8 +135,6 @@ class Run:
 
     @cached_property
     def _adapted(self) -> AdaptedModel:
-        from safetensors.torch import load_file
-
         from adaptkit.models.building import build_model
 
         strategy = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
@@ -147,15 +147,22 @@ class Run:
                 allowed=expected,
                 fix="restore the base model's files; the adapter means nothing on another one",
             )
-        try:
-            tensors = load_file(self._adapter / TENSORS)
-        except Exception as error:
-            raise CheckpointError(
-                f"the adapter's tensors cannot be read: {error}", where=str(self._adapter / TENSORS)
-            ) from error
+        tensors = self._tensors()
         strategy.load_state(adapted.model, tensors)
         adapted.model.eval()
         return adapted
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Reads what was trained, after it has been verified."""
+        from safetensors.torch import load_file
+
+        path = self._adapter / TENSORS
+        fix = "restore the file from a copy, or run the recipe again"
+        if not path.is_file():
+            raise CheckpointError("the adapter's tensors are missing", where=str(path), fix=fix)
+        if sha256(path) != self._record.get("tensors"):
+            raise CheckpointError("the adapter's tensors have changed since they were saved", where=str(path), fix=fix)
+        return load_file(path)
 
     def _rows(self, source: str, *, labelled: bool) -> list[Row]:
         """Reads a data file; the columns of the recipe count where the rows need them."""
@@ -166,10 +173,7 @@ class Run:
         return select_columns(read_rows(source), needed, columns, optional=task.optional_roles)
 
     def _features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        from adaptkit.models.building import max_length
-
-        length = max_length(self.recipe, self._adapted.base)
-        return self.task.features(rows, self.recipe.data, self.tokenizer, length)
+        return self.task.features(rows, self.recipe.data, self.tokenizer, self._adapted.max_length)
 
 
 def _read_record(path: Path, directory: Path) -> dict[str, Any]:

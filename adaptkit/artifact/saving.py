@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -66,6 +67,7 @@ def save_adapter(
                 "family": adapted.base.family,
                 "precision": adapted.base.precision,
             },
+            "tensors": sha256(staged / TENSORS),
             "strategy": {"name": strategy.name, "distribution": origin.distribution, "version": origin.version},
             "data": dict(data),
             "versions": library_versions(),
@@ -74,6 +76,12 @@ def save_adapter(
     if folder.exists():
         shutil.rmtree(folder)
     staged.rename(folder)
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

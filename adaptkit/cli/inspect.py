@@ -15,7 +15,7 @@ from adaptkit.cli.train import Overrides, RecipePath
 if TYPE_CHECKING:
     from adaptkit.plugins import PluginInfo
     from adaptkit.recipe import Options, Recipe
-    from adaptkit.registry import Entry
+    from adaptkit.registry import Entry, Registry
     from adaptkit.task import Splits
 
 PLURALS = {"strategy": "strategies", "task": "tasks", "optimizer": "optimizers"}
@@ -67,7 +67,7 @@ def strategies(name: Annotated[str | None, typer.Argument(metavar="NAME")] = Non
 
     registry = load_registry()
     if name is None:
-        _print_entries("strategy", registry.strategies)
+        _print_entries("strategy", registry.strategies, registry)
         return
     strategy = registry.strategy(name)
     _print_title(name, registry.strategies[name])
@@ -84,7 +84,7 @@ def tasks(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None) ->
 
     registry = load_registry()
     if name is None:
-        _print_entries("task", registry.tasks)
+        _print_entries("task", registry.tasks, registry)
         return
     task = registry.task(name)
     _print_title(name, registry.tasks[name])
@@ -99,7 +99,8 @@ def optimizers() -> None:
     """List the optimizers."""
     from adaptkit.registry import load_registry
 
-    _print_entries("optimizer", load_registry().optimizers)
+    registry = load_registry()
+    _print_entries("optimizer", registry.optimizers, registry)
 
 
 def plugins() -> None:
@@ -130,12 +131,14 @@ def _print_plan(recipe: Recipe, splits: Splits) -> None:
     print(f"  output:  {recipe.output}{taken}")
 
 
-def _print_entries(kind: str, entries: Mapping[str, Entry[Any]]) -> None:
+def _print_entries(kind: str, entries: Mapping[str, Entry[Any]], registry: Registry) -> None:
     rows = (
         (name, first_line(entry.value), f"{entry.distribution} {entry.version}")
         for name, entry in sorted(entries.items())
     )
     print_table((kind.upper(), "", "FROM"), rows)
+    if broken := sorted({failure.distribution for failure in registry.failures}):
+        print(f"\nnote: `adaptkit plugins` says what is wrong with {', '.join(broken)}")
 
 
 def _print_title(name: str, entry: Entry[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,5 +36,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def first_line(value: Any) -> str:
-    """Returns the first line of a docstring, without the marks of code; empty where there is none."""
-    return (value.__doc__ or "").strip().partition("\n")[0].replace("``", "")
+    """Returns the first line of a docstring without the marks of code, for a class without one that of its module."""
+    text = value.__doc__
+    if text is None and isinstance(value, type):
+        text = sys.modules[value.__module__].__doc__
+    return (text or "").strip().partition("\n")[0].replace("``", "")

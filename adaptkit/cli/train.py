@@ -1,10 +1,12 @@
-"""Commands that train: run (alias train)."""
+"""Commands that train: run (alias train), compare."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+from adaptkit.errors import RecipeError
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[
@@ -17,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("run")(run)
     app.command("train", hidden=True)(run)
+    app.command("compare")(compare)
 
 
 def run(
@@ -37,3 +40,30 @@ def run(
     console.print(f"done in {duration(finished.results['seconds'])}: {figures or 'nothing was evaluated'}")
     console.print(f"saved in {finished.directory}")
     console.print(f'ask it:  adaptkit predict {finished.directory} --text "…"')
+
+
+def compare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    strategies: Annotated[str, typer.Option("--strategies", help="Names, separated by commas.")] = "",
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the training, separated by commas.")] = "0",
+) -> None:
+    """Run a recipe under several strategies and seeds, and print them side by side."""
+    from adaptkit.cli.tables import print_table
+    from adaptkit.comparison import compare as compare_strategies
+
+    comparison = compare_strategies(
+        recipe, _names(strategies), seeds=[_seed(seed) for seed in _names(seeds)], overrides=overrides or ()
+    )
+    header, *rows = comparison.rows()
+    print_table([name.upper() for name in header], rows)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise RecipeError(f"{text!r} is no seed", where="--seeds", allowed="whole numbers, separated by commas")
+    return int(text)

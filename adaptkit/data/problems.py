@@ -14,7 +14,7 @@ def data_error(problems: Sequence[Problem]) -> DataError:
     shown = list(problems[:MAX_SHOWN])
     hidden = len(problems) - len(shown)
     if hidden:
-        shown.append(Problem(f"and {hidden:,} more problems"))
+        shown.append(Problem(f"{hidden:,} more problems"))
     return DataError(shown)
 
 

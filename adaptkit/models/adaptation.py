@@ -26,7 +26,7 @@ def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext)
     model = strategy.adapt(base.module, context)
     if strategy.trains_new_modules:
         for name in context.new_modules:
-            model.get_submodule(name).requires_grad_(True)
+            base.module.get_submodule(name).requires_grad_(True)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError(

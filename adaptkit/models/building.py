@@ -11,6 +11,7 @@ from torch import nn
 from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.compatibility import check_compatibility
+from adaptkit.models.layers import count_parameters
 from adaptkit.models.precision import Numerics, choose_numerics
 from adaptkit.strategy import AdaptContext
 
@@ -29,12 +30,18 @@ class AdaptedModel:
         base: What it was given.
         context: What the strategy knows.
         numerics: How the model computes.
+        max_length: Tokens that a row may have.
+        trainable_parameters: How many parameters train, before a strategy narrows it step by step.
+        total_parameters: How many it has.
     """
 
     model: nn.Module
     base: BaseModel
     context: AdaptContext
     numerics: Numerics
+    max_length: int
+    trainable_parameters: int
+    total_parameters: int
 
 
 def build_model(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], *, total_steps: int = 0) -> AdaptedModel:
@@ -71,11 +78,17 @@ def build_model(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], *, tot
         model = adapt_model(strategy, base, context).to(numerics.device)
     if recipe.training.gradient_checkpointing:
         _checkpoint_gradients(model)
-    return AdaptedModel(model, base, context, numerics)
+    length = max_length(recipe, base, strategy.extra_positions())
+    return AdaptedModel(model, base, context, numerics, length, *count_parameters(model))
 
 
-def max_length(recipe: Recipe, base: BaseModel) -> int:
+def max_length(recipe: Recipe, base: BaseModel, extra_positions: int = 0) -> int:
     """Returns the tokens that a row may have: what the recipe says, at most what the base can take.
+
+    Args:
+        recipe: May ask for less.
+        base: Has so many positions.
+        extra_positions: Of them, those that the strategy takes.
 
     Raises:
         ModelError: The recipe asks for more positions than the base has.
@@ -86,7 +99,7 @@ def max_length(recipe: Recipe, base: BaseModel) -> int:
         for limit in (base.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
         if limit and limit < 10**6  # tokenizers without a limit say so with a huge number
     ]
-    limit = min(limits, default=2048)
+    limit = min(limits, default=2048) - extra_positions
     wanted = recipe.data.max_length or limit
     if wanted > limit:
         raise ModelError(

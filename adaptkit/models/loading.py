@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from adaptkit.recipe import ModelSpec, Precision
 
+# Whatever decides what a base computes: weights, configs, tokenizer, the pooling of a sentence encoder.
+BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/config.json")
+
 
 def load_config(spec: ModelSpec) -> Any:
     """Returns the transformers config of a base.
@@ -26,7 +29,7 @@ def load_config(spec: ModelSpec) -> Any:
     """
     from transformers import AutoConfig
 
-    _check_local(spec.name)
+    check_local(spec.name)
     with _as_model_error(spec):
         return AutoConfig.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False)
 
@@ -75,6 +78,7 @@ def load_model(auto_class: Any, spec: ModelSpec, precision: Precision, **options
             spec.name,
             revision=spec.revision,
             trust_remote_code=False,
+            use_safetensors=True,  # a pickle could run code
             dtype=_storage_dtype(precision),
             output_loading_info=True,
             **quantized,
@@ -108,13 +112,13 @@ def best_device() -> torch.device:
 
 
 def base_fingerprint(spec: ModelSpec, config: Any) -> str:
-    """Returns what identifies the weights of a base: sha256 of the files of a folder, the commit of a hub model."""
+    """Returns what identifies a base: sha256 of the files of a folder, the commit of a hub model."""
     folder = Path(spec.name)
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None) or spec.revision or 'unknown'}"
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
+    for path in sorted(path for pattern in BASE_FILES for path in folder.glob(pattern)):
+        digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
@@ -152,7 +156,13 @@ def _unquantized_modules(auto_class: Any, spec: ModelSpec, options: dict[str, An
     """
     with _as_model_error(spec), _quiet_transformers():
         model, report = auto_class.from_pretrained(
-            spec.name, revision=spec.revision, device_map="meta", output_loading_info=True, **options
+            spec.name,
+            revision=spec.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            device_map="meta",
+            output_loading_info=True,
+            **options,
         )
     output = model.get_output_embeddings()
     names = {name for name, module in model.named_modules() if output is not None and module is output}
@@ -186,8 +196,12 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_local(name: str) -> None:
-    """Raises early when the name is meant as a folder: it has the look of a path, or its parent exists."""
+def check_local(name: str) -> None:
+    """Raises when a name that is meant as a folder names none; it is when it looks like a path or its parent exists.
+
+    Raises:
+        ModelError: With the nearest folder that exists.
+    """
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -91,7 +91,7 @@ class Description:
 
     def _type_words(self, schema: Schema) -> str | None:
         words = _TYPES.get(schema.get("type", ""))
-        bounds = [f"{text} {schema[key]:g}" for key, text in _BOUNDS.items() if key in schema]
+        bounds = [f"{text} {_number(schema[key])}" for key, text in _BOUNDS.items() if key in schema]
         items = self._words(schema.get("items", {})) if words == _TYPES["array"] else None
         if items:
             return f"a list (each {items})"
@@ -101,3 +101,7 @@ class Description:
 def one_of(words: list[str]) -> str:
     """Returns ``a, b or c``."""
     return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

@@ -89,7 +89,7 @@ class TrainingSpec(Options):
         "auto", description="Arithmetic of the forward pass; auto: bf16 where the device has fast bf16, else fp32."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about 30 % slower."
+        False, description="Recompute activations in the backward pass: less memory, more time."
     )
     cache_frozen_features: bool = Field(True, description="Run the frozen part of a probe once instead of every epoch.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Of new weights, dropout and the order of the data.")

@@ -25,8 +25,9 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one object; the file is complete after every call."""
+        line = json.dumps({"step": step, **values}, allow_nan=False)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            file.write(line + "\n")
 
 
 def _step(line: str) -> float:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory that was in use at once: of the GPU where there is one, else resident in this process."""
-    import torch
-
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

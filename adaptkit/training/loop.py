@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,7 @@ class Job:
         model: The adapted model, as strategies see it.
         wrapped: What batches go through: the model in the wrapper of accelerate, or with cached features.
         step: Optimizer steps done.
+        checked: Names of the trainable tensors that are known to get a gradient.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Job:
     total_steps: int
     max_grad_norm: float | None
     step: int = 0
+    checked: set[str] = field(default_factory=set)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns what trains at present, by name."""
@@ -74,13 +76,11 @@ def training_steps(job: Job) -> Iterator[StepRecord]:
         TrainingError: The run cannot learn: nothing is counted, a trainable tensor gets no gradient, or the
             loss or the gradient is not finite. The model is then as it was before the step.
     """
-    first = True
     while job.step < job.total_steps:
-        yield train_step(job, check_gradients=first)
-        first = False
+        yield train_step(job)
 
 
-def train_step(job: Job, *, check_gradients: bool = False) -> StepRecord:
+def train_step(job: Job) -> StepRecord:
     """Takes one optimizer step over the micro-batches of one effective batch.
 
     The summed losses are divided by the count of the whole effective batch, so that no cut into
@@ -96,9 +96,9 @@ def train_step(job: Job, *, check_gradients: bool = False) -> StepRecord:
             fix="check the labels, and data.max_length, which may cut them away",
         )
     loss = _backward(job, micro_batches, count)
-    if check_gradients:
-        _check_gradients(job)
-    norm = _gradient_norm(job)
+    trainable = job.trainable()
+    _check_gradients(job, trainable)
+    norm = _gradient_norm(job, trainable)
     _check_finite(job, loss, norm)
     learning_rate = float(job.optimizer.param_groups[0]["lr"])
     job.optimizer.step()
@@ -141,15 +141,17 @@ def _backward(job: Job, micro_batches: list[dict[str, Tensor]], count: float) ->
     return float(total)
 
 
-def _gradient_norm(job: Job) -> float:
+def _gradient_norm(job: Job, trainable: Mapping[str, nn.Parameter]) -> float:
     """Returns the global gradient norm, and clips to it where the recipe says so."""
-    parameters = list(job.trainable().values())
     limit = math.inf if job.max_grad_norm is None else job.max_grad_norm
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    return float(torch.nn.utils.clip_grad_norm_(list(trainable.values()), limit))
 
 
-def _check_gradients(job: Job) -> None:
-    without = [name for name, parameter in job.trainable().items() if parameter.grad is None]
+def _check_gradients(job: Job, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Makes sure, the first time that a tensor trains, that the loss depends on it."""
+    unchecked = trainable.keys() - job.checked
+    without = sorted(name for name in unchecked if trainable[name].grad is None)
+    job.checked |= unchecked
     if without:
         raise TrainingError(
             f"{len(without)} trainable tensor(s) get no gradient: {', '.join(without[:5])}"

@@ -35,6 +35,7 @@ def adaptkit_register_optimizers(register: Callable[[str, Callable[..., Any]], N
 
 
 def _adamw(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """AdamW (arXiv:1711.05101), fused where torch can."""
     import torch
 
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -43,25 +44,30 @@ def _adamw(groups: list[Group], settings: TrainingSpec) -> Optimizer:
 
 
 def _adamw_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """AdamW with 8-bit states, by bitsandbytes (arXiv:2110.02861)."""
     return cast("Optimizer", _bitsandbytes("adamw-8bit").AdamW8bit(groups, betas=(0.9, settings.beta2)))
 
 
 def _paged_adamw_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """AdamW with 8-bit states that leave the GPU when memory is short, by bitsandbytes (arXiv:2305.14314)."""
     return cast("Optimizer", _bitsandbytes("paged-adamw-8bit").PagedAdamW8bit(groups, betas=(0.9, settings.beta2)))
 
 
 def _lion_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """Lion (arXiv:2302.06675) with 8-bit states, by bitsandbytes."""
     # Lion has no second moment for `beta2`; its betas are the paper's (Chen et al. 2023, table 1).
     return cast("Optimizer", _bitsandbytes("lion-8bit").Lion8bit(groups, betas=(0.9, 0.99)))
 
 
 def _adafactor(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """Adafactor (arXiv:1804.04235): factored second moments."""
     import torch
 
     return torch.optim.Adafactor(groups)
 
 
 def _sgd(groups: list[Group], settings: TrainingSpec) -> Optimizer:
+    """SGD with momentum 0.9."""
     import torch
 
     return torch.optim.SGD(groups, momentum=0.9)
@@ -153,6 +159,11 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
             f"the saved optimizer state does not belong to this model: {error}",
             fix="resume with the strategy and the optimizer that wrote the checkpoint",
         ) from error
+
+
+def optimizer_name(optimizer: Optimizer) -> str:
+    """Returns the class of an optimizer, that inside of accelerate's wrapper."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__
 
 
 class LearningRate:

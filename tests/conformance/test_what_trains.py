@@ -97,9 +97,7 @@ def test_a_new_head_is_a_function_of_the_seed_alone(pooling: str, tiny_bert: Pat
 
 
 @EVERY_STRATEGY
-def test_adapt_gives_the_same_structure_on_the_meta_device(
-    strategy: str, recipe: MakeRecipe, tiny_bert: Path
-) -> None:
+def test_adapt_gives_the_same_structure_on_the_meta_device(strategy: str, recipe: MakeRecipe, tiny_bert: Path) -> None:
     job, adapted = tiny.make_job(recipe(strategy))
     with torch.device("meta"):
         module = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_bert))

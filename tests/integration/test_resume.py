@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from command_line import finish, start
+from forked_runs import finish, start
 
-from adaptkit import runner
-from adaptkit.errors import CheckpointError, RecipeError
 from adaptkit.recipe import Recipe, dump_recipe
 
 MakeRecipe = Callable[..., Recipe]

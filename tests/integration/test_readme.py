@@ -1,0 +1,156 @@
+"""What the README and the pages on plugins show is what happens: installed and run from their own text."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import doc_text
+import pytest
+from doc_text import ROOT
+from in_process import CommandLine, pip_install, write_plugin, write_recipe
+
+import adaptkit
+from adaptkit.artifact.run import Run
+from adaptkit.errors import PluginError
+
+README = ROOT / "README.md"
+PLUGINS_PAGE = ROOT / "docs" / "plugins.md"
+SKETCHES_PAGE = ROOT / "docs" / "decisions" / "0001-contracts-tried-on-paper.md"
+SKETCHES = ("adalora", "lisa", "galore", "prompt-tuning", "side-network", "vera", "probe-then-tune")
+STOPPED_AT = 7  # of 12 steps, in the middle of an epoch and between two draws of LISA
+STOPS = f"""
+
+@hookimpl
+def adaptkit_step_end(run, record):
+    if record.step == {STOPPED_AT} and run.directory.name == "stopped":
+        raise RuntimeError("stopped by the test")
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed the plugins that the two pages show, and the sketches were copied."""
+    root = tmp_path_factory.mktemp("shown")
+    for page in (README, PLUGINS_PAGE):
+        site = pip_install(doc_text.write_files(page, root / page.stem), root)
+    write_plugin(site, "adaptkit-sketches", "\n\n".join(doc_text.blocks(SKETCHES_PAGE, "python")) + STOPS)
+    return site
+
+
+@pytest.fixture
+def _visible(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets a test see what is installed in `site`, as if it were in the environment."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(site))
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("adaptkit_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_bert: Path, tiny_data: dict[str, str]) -> Path:
+    return write_recipe(tmp_path, tiny_bert, tiny_data)
+
+
+def saved_tensors(run: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(run / "adapter" / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("page", [README, PLUGINS_PAGE], ids=doc_text.title)
+def test_a_plugin_that_is_shown_needs_public_names_only(page: Path, tmp_path: Path) -> None:
+    for path in doc_text.write_files(page, tmp_path).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("adaptkit"):
+                assert node.module == "adaptkit"
+                assert {alias.name for alias in node.names} <= set(adaptkit.__all__)
+
+
+def test_the_readmes_plugin_takes_15_lines(tmp_path: Path) -> None:
+    code = (doc_text.write_files(README, tmp_path) / "adaptkit_bitfit.py").read_text(encoding="utf-8")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+def test_plugins_are_listed_by_the_installed_command_without_torch(site: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from adaptkit.__main__ import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(site), "ADAPTKIT_DISABLE_PLUGINS": "adaptkit-sketches"}
+    command = [sys.executable, "-c", code, "strategies"]
+    listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert {"bitfit", "pca-lora", "lora"} <= {line.split(" ")[0] for line in listed.splitlines()}
+    assert "adaptkit-bitfit 0.1" in listed
+
+
+@pytest.mark.usefixtures("_visible")
+def test_the_readmes_plugin_trains_biases_and_head_by_name_and_answers(cli: CommandLine, recipe: Path) -> None:
+    trained = cli("run", recipe, "strategy=bitfit")
+    assert (trained.code, trained.stderr) == (0, "")
+    tensors = saved_tensors(recipe.parent / "run")
+    assert all(name.endswith("bias") or name.startswith("classifier") for name in tensors)
+    asked = cli("predict", recipe.parent / "run", "--text", "a fine film")
+    assert json.loads(asked.stdout)["label"] in {"good", "bad"}
+
+
+@pytest.mark.usefixtures("_visible")
+def test_the_longer_plugin_starts_from_the_data_and_saves_what_never_trains(cli: CommandLine, recipe: Path) -> None:
+    import torch
+
+    assert cli("run", recipe, "strategy=pca-lora", "strategy.r=3").code == 0
+    bases = [tensor for name, tensor in saved_tensors(recipe.parent / "run").items() if name.endswith(".basis")]
+    assert len(bases) == 4
+    for basis in bases:
+        torch.testing.assert_close(basis @ basis.T, torch.eye(3))
+    unknown = cli("validate", recipe, "strategy=pca-lora", "strategy.rank=3")
+    assert unknown.code == 2
+    assert "unknown key 'rank'" in unknown.stderr
+
+
+@pytest.mark.usefixtures("_visible")
+@pytest.mark.parametrize("name", SKETCHES)
+def test_a_sketched_method_trains_and_resumes_to_the_same_bits(name: str, cli: CommandLine, recipe: Path) -> None:
+    import torch
+
+    folder = recipe.parent
+    # Without evaluation rows the last step is kept, not one from before the stop.
+    options = (f"strategy={name}", "training.epochs=2", "data.evaluation=null")
+    whole = cli("run", recipe, *options, f"output={folder / 'whole'}")
+    assert (whole.code, whole.stderr) == (0, "")
+
+    stopped = (recipe, *options, f"output={folder / 'stopped'}")
+    assert cli("run", *stopped).code == PluginError.exit_code
+    assert cli("run", *stopped, "--resume").code == 0
+
+    expected, found = saved_tensors(folder / "whole"), saved_tensors(folder / "stopped")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    texts = ["a fine film", "a dull plot"]
+    assert adaptkit.load(folder / "whole").predict(texts) == adaptkit.load(folder / "stopped").predict(texts)
+
+
+def test_the_readmes_python_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    recipe.rename(tmp_path / "recipes" / "quickstart.yaml")
+    monkeypatch.chdir(tmp_path)
+    (shown,) = [block for block in doc_text.blocks(README, "python") if block.startswith("import adaptkit\n")]
+    Path("shown.py").write_text(shown, encoding="utf-8")
+    runpy.run_path("shown.py")
+    printed = capsys.readouterr().out
+    assert "'label'" in printed
+    assert "'accuracy'" in printed
+
+
+@pytest.mark.parametrize("name", ["metrics", "predict", "evaluate", "model", "tokenizer"])
+def test_every_attribute_of_a_run_that_the_readme_shows_is_documented(name: str) -> None:
+    assert f"run.{name}" in README.read_text(encoding="utf-8")
+    assert getattr(Run, name).__doc__
