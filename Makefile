@@ -34,8 +34,9 @@ lint: $(INSTALLED)  ## check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: assets  ## run the benchmarks side by side (needs a quiet machine)
-	$(BIN)/python -m benchmarks
+bench: assets  ## measure the tables of the README anew (over an hour, on a quiet machine)
+	$(BIN)/python -m benchmarks speed --write
+	$(BIN)/python -m benchmarks movie-reviews --write
 
 assets: $(INSTALLED)  ## fetch the model and the data that recipes and tests use
 	@$(BIN)/python recipes/fetch_assets.py

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.saving import save_adapter
-from adaptkit.errors import CheckpointError, Problem, RunInterruptedError, TrainingError
+from adaptkit.errors import CheckpointError, PluginError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
 from adaptkit.models.building import build_model
 from adaptkit.recipe import Recipe
@@ -69,6 +69,7 @@ class Session:
         self.recipe, self.registry, self.strategy, self.task = recipe, registry, strategy, task
         self.splits, self.data, self.folder, self.console = splits, data, folder, console
         self.info = RunInfo(recipe, folder.path, total_steps(len(splits.train), recipe.training))
+        self._failure: PluginError | None = None
         self.best = BestStep(task.best, recipe.training.early_stopping)
         epoch = steps_per_epoch(len(splits.train), recipe.training)
         self._evaluate_every = max(1, round(recipe.training.evaluate_every * epoch))
@@ -176,6 +177,9 @@ class Session:
                 # Asked before the step: a run that is resumed may have been done already.
                 while not self.best.should_stop and (record := next(steps, None)) is not None:
                     self._after(record)
+                    if self._failure:
+                        self._write()
+                        raise self._failure
                     if signals.received:
                         self._stop(signals.received)
         finally:
@@ -217,12 +221,11 @@ class Session:
             raise TrainingError(f"{', '.join(broken)} at step {self.job.step}", fix=STEADIER)
 
     def _observe(self, event: str, **arguments: Any) -> None:
-        """Fires an event; an observer that raises stops the run after its state has been saved."""
+        """Fires an event; an observer that raises stops the run when the step is complete and saved."""
         try:
             self.registry.fire(event, run=self.info, **arguments)
-        except Exception:
-            self._write()
-            raise
+        except PluginError as error:
+            self._failure = self._failure or error
 
     def _save(self) -> None:
         path = self._write()

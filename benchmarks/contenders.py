@@ -237,7 +237,9 @@ def peft_model(work: Workload) -> nn.Module:
     """Returns the base under PEFT, as PEFT's own guides build it, with the weights that adaptkit's run begins with."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     options: Any = work.recipe.strategy
     torch.manual_seed(work.recipe.training.seed)
     base = AutoModelForSequenceClassification.from_pretrained(

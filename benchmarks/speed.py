@@ -21,6 +21,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaptkit.artifact.folder import write_json
 from benchmarks.contenders import Adaptkit, BareLoop, Contender, HFTrainer, Workload, make_workload
 from benchmarks.floor import matmul_speed, training_flops
@@ -92,7 +94,8 @@ def main(arguments: list[str]) -> None:
         command = f"python -m benchmarks speed --rows {options.rows} --rounds {options.rounds} --write"
         replace_block("speed", f"{text} {machine()}; `{command}`.")
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"date": date.today().isoformat(), "machine": machine(), "command": command}
+        threads = torch.get_num_threads()
+        facts = {"date": date.today().isoformat(), "machine": machine(), "threads": threads, "command": command}
         write_json(RESULTS, {**facts, **asdict(measurement)})
 
 

@@ -146,7 +146,7 @@ def make_job(
         optimizer: Factory, in place of the recipe's.
     """
     from adaptkit import runner
-    from adaptkit.models.building import build_model, max_length
+    from adaptkit.models.building import build_model
     from adaptkit.training.evaluation import eval_mode
     from adaptkit.training.rng import preserved_rng
     from adaptkit.training.setup import make_job, use_frozen_features
@@ -157,7 +157,7 @@ def make_job(
     strategy = strategy or chosen
     splits = runner.check(recipe, strategy, task)
     adapted = build_model(recipe, strategy, task, total_steps=STEPS_PER_EPOCH)
-    features = task.features(splits.train, recipe.data, adapted.base.tokenizer, max_length(recipe, adapted.base))
+    features = task.features(splits.train, recipe.data, adapted.base.tokenizer, adapted.max_length)
     factory = optimizer or registry.optimizer(recipe.training.optimizer)
     job = make_job(adapted, strategy, task, recipe.training, features, factory)
     use_frozen_features(job, adapted, recipe.training, features)

@@ -162,7 +162,8 @@ class Run:
             raise CheckpointError("the adapter's tensors are missing", where=str(path), fix=fix)
         if sha256(path) != self._record.get("tensors"):
             raise CheckpointError("the adapter's tensors have changed since they were saved", where=str(path), fix=fix)
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
 
     def _rows(self, source: str, *, labelled: bool) -> list[Row]:
         """Reads a data file; the columns of the recipe count where the rows need them."""

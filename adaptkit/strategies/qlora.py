@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from adaptkit.recipe import Precision
-from adaptkit.strategies._peft import ALL_LINEAR, PeftStrategy
-from adaptkit.strategy import AdaptContext, Capabilities, Family, StrategyOptions
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from torch import nn
+from adaptkit.strategies._low_rank import LowRank, LowRankOptions
+from adaptkit.strategy import Capabilities, Family
 
 
-class QLoraOptions(StrategyOptions):
-    """PEFT's fields for LoRA, with the defaults of the QLoRA paper: every linear layer, r 64, alpha 16."""
+class QLoraOptions(LowRankOptions):
+    """The defaults of the QLoRA paper: every linear layer, r 64, alpha 16, dropout 0.1."""
 
     r: int = Field(64, ge=1, description="Rank of the update.")
     lora_alpha: float = Field(16, gt=0, description="The update is scaled by lora_alpha / r.")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of the update (0.05 above 13B).")
-    target_modules: str | list[str] = Field(
-        ALL_LINEAR, description="all-linear, names of layers, or one regular expression over full names."
-    )
 
 
-class QLora(PeftStrategy[QLoraOptions]):
+class QLora(LowRank[QLoraOptions]):
     """Trains low-rank updates beside 4-bit linear layers, and the head."""
 
     name = "qlora"
@@ -40,15 +31,3 @@ class QLora(PeftStrategy[QLoraOptions]):
     def learning_rate(self, family: Family) -> float:
         """Returns the paper's 2e-4 for decoders up to 13B; small encoders bear and need more."""
         return 2e-3 if family == "encoder" else 2e-4
-
-    def peft_config(self, model: nn.Module, context: AdaptContext) -> PeftConfig:
-        """Returns PEFT's ``LoraConfig``."""
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.options.r,
-            lora_alpha=self.options.lora_alpha,
-            lora_dropout=self.options.lora_dropout,
-            target_modules=self.target_modules(self.options.target_modules, model, context),
-            task_type=context.peft_task_type,
-        )
