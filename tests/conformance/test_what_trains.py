@@ -59,6 +59,19 @@ def test_what_is_declared_trains_and_the_rest_stays_bit_for_bit(strategy: str, r
     assert adapted.base.module is job.model
 
 
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+@pytest.mark.parametrize("strategy", ["last-layers", "linear-probe", "lora", "prefix-tuning"])
+def test_on_a_16_bit_base_what_trains_is_fp32_and_learns(strategy: str, pooling: str, recipe: MakeRecipe) -> None:
+    chosen = recipe(strategy, task={"pooling": pooling}, compute="bf16", epochs=1)
+    base = chosen.model.model_copy(update={"precision": "bf16"})
+    job, _ = tiny.make_job(chosen.model_copy(update={"model": base}))
+    for parameter in job.model.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    before = tiny.every_tensor(job.model)
+    list(training_steps(job))
+    assert changed(before, tiny.every_tensor(job.model)) == trainable(job.model).keys()
+
+
 def test_packed_weights_and_their_quantisation_state_are_among_what_stays(recipe: MakeRecipe) -> None:
     job, _ = tiny.make_job(recipe("qlora"))
     tensors = tiny.every_tensor(job.model)

@@ -9,14 +9,17 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 # What happens between two steps is in these files; a run may die at any line of them.
 KILLED_IN = ("session.py", "loop.py", "checkpoint.py", "metrics_log.py", "saving.py", "folder.py")
+# ("line", n): before the n-th line of these files since the first checkpoint; (name, n): in a function's n-th call.
+Moment: TypeAlias = tuple[str, int]
 HEAVY = (
     "accelerate",
     "adaptkit.cli.app",
@@ -32,13 +35,13 @@ HEAVY = (
 )
 
 
-def start(*arguments: str, die_at: int | None = None, lines: Path | None = None) -> ForkServerProcess:
+def start(*arguments: str, die_at: Moment | None = None, lines: Path | None = None) -> ForkServerProcess:
     """Starts ``adaptkit ARGUMENTS`` in a process of its own.
 
     Args:
         arguments: Of the command line.
-        die_at: The process kills itself (SIGKILL) before this line of `KILLED_IN`, counted from its first checkpoint.
-        lines: Where the process writes how many such lines it ran.
+        die_at: When the process kills itself (SIGKILL).
+        lines: Where the process writes how many lines of `KILLED_IN` it ran since its first checkpoint.
     """
     return fork(_main, arguments, die_at, lines)
 
@@ -60,33 +63,34 @@ def finish(process: ForkServerProcess, seconds: float = 60) -> int:
     return process.exitcode
 
 
-def _main(arguments: tuple[str, ...], die_at: int | None, lines: Path | None) -> None:
+def _main(arguments: tuple[str, ...], die_at: Moment | None, lines: Path | None) -> None:
     from adaptkit.cli.app import main
 
     sys.argv = ["adaptkit", *arguments]
-    counted = _count_lines(die_at)
+    counts = _watch(die_at)
     try:
         main()
     finally:
         sys.settrace(None)
         if lines is not None:
-            lines.write_text(str(counted[0]), encoding="utf-8")
+            lines.write_text(str(counts["line"]), encoding="utf-8")
 
 
-def _count_lines(die_at: int | None) -> list[int]:
-    """Counts the lines that run in `KILLED_IN` from the first checkpoint on; one of them may be the last."""
-    counted = [0]
-    started = [False]
+def _watch(die_at: Moment | None) -> Counter[str]:
+    """Counts calls by function, and lines from the first checkpoint on; one of them may be the last."""
+    counts: Counter[str] = Counter()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         path = frame.f_code.co_filename
         if "adaptkit" not in path or not path.endswith(KILLED_IN):
             return None
-        started[0] = started[0] or frame.f_code.co_name == "write_checkpoint"
-        counted[0] += event == "line" and started[0]
-        if counted[0] == die_at:
+        if event == "call":
+            counts[frame.f_code.co_name] += 1
+        elif event == "line" and counts["write_checkpoint"]:
+            counts["line"] += 1
+        if die_at is not None and counts[die_at[0]] == die_at[1]:
             os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
     sys.settrace(trace)
-    return counted
+    return counts

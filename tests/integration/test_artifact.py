@@ -1,4 +1,4 @@
-"""What a run leaves behind is whole, its own proof, and readable without the run, for some strategies without adaptkit."""
+"""What a run leaves behind is whole, proves itself, and can be read without the run; PEFT's without adaptkit."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def write_what_runs_say(folders: list[Path], file: Path) -> None:
     file.write_text(json.dumps([[run.predict(TEXTS), run.evaluate()] for run in loaded]), encoding="utf-8")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_fresh_process_gets_the_same_bits(runs: Callable[..., Run], tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     here = [runs(strategy) for strategy in tiny.STRATEGIES]
     file = tmp_path / "said.json"
     assert finish(fork(write_what_runs_say, [run.directory for run in here], file)) == 0

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from forked_runs import finish, start
+from forked_runs import Moment, finish, start
 
 from adaptkit import runner
 from adaptkit.errors import CheckpointError, PluginError, RecipeError
@@ -27,11 +27,10 @@ from adaptkit.registry import Registry
 from adaptkit.training.checkpoint import read_checkpoint
 
 MakeRecipe = Callable[..., Recipe]
-KILLS = 1
+KILLS = 2
 # name -> what differs from a run of the strategy with its defaults
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in tiny.STRATEGIES}
 RUNS["full, 8-bit AdamW"] = ("full", {"optimizer": "adamw-8bit"})
-RUNS["last-layers, early stopping"] = ("last-layers", {"early_stopping": 2, "learning_rate": 1e-9, "epochs": 5})
 
 
 @pytest.fixture
@@ -68,6 +67,13 @@ def run_to_the_end(recipe: Path, folder: Path) -> tuple[dict[str, Any], int]:
     return outcome(folder), int(lines.read_text(encoding="utf-8"))
 
 
+def killed_and_resumed(recipe: Path, folder: Path, die_at: Moment) -> dict[str, Any]:
+    assert finish(start("run", str(recipe), f"output={folder}", die_at=die_at)) == -signal.SIGKILL
+    assert "eval/loss" in (folder / "metrics.jsonl").read_text(encoding="utf-8"), "killed before any evaluation"
+    assert finish(start("run", str(recipe), f"output={folder}", "--resume")) == 0
+    return outcome(folder)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_resumes_to_the_same_bits(name: str, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     strategy, training = RUNS[name]
@@ -75,11 +81,39 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, recipe_file: Callable[
     expected, lines = run_to_the_end(recipe, tmp_path / "uninterrupted")
     moments = random.Random(name)
     for kill in range(KILLS):
-        folder, die_at = tmp_path / f"killed-{kill}", moments.randrange(1, lines)
-        assert finish(start("run", str(recipe), f"output={folder}", die_at=die_at)) == -signal.SIGKILL
-        assert "eval/loss" in (folder / "metrics.jsonl").read_text(encoding="utf-8"), "killed before any evaluation"
-        assert finish(start("run", str(recipe), f"output={folder}", "--resume")) == 0
-        assert outcome(folder) == expected, f"killed at line {die_at} of {lines}"
+        moment = ("line", moments.randrange(1, lines))
+        assert killed_and_resumed(recipe, tmp_path / f"killed-{kill}", moment) == expected, f"killed at {moment}"
+
+
+@pytest.fixture(scope="module")
+def early_stopped(
+    tiny_bert: Path, tiny_data: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Returns a recipe that evaluates and saves after steps 2, 4 and 6 and then stops early, and its outcome."""
+    folder = tmp_path_factory.mktemp("early")
+    stops = {"learning_rate": 1e-12, "evaluate_every": 1 / 3, "early_stopping": 2, "epochs": 5}
+    recipe = folder / "recipe.yaml"
+    made = tiny.make_recipe(tiny_bert, tiny_data, folder / "run", "linear-probe", **stops)
+    recipe.write_text(dump_recipe(made), encoding="utf-8")
+    return recipe, run_to_the_end(recipe, folder / "uninterrupted")[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        pytest.param("_seal", 1, id="while the first checkpoint is written"),
+        pytest.param("prune_checkpoints", 2, id="with one checkpoint too many"),
+        pytest.param("prune_checkpoints", 3, id="with one too many after the last step"),
+        pytest.param("_keep", 1, id="after it has stopped early"),
+        pytest.param("sha256", 1, id="while the artifact is written"),
+        pytest.param("library_versions", 1, id="while its provenance is written"),
+    ],
+)
+def test_wherever_a_run_dies_nothing_is_lost_and_nothing_is_left(
+    function: str, call: int, early_stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe, expected = early_stopped
+    assert killed_and_resumed(recipe, tmp_path / "killed", (function, call)) == expected
 
 
 def test_optimizer_states_of_eight_bits_are_part_of_what_resumes(recipe: MakeRecipe) -> None:
@@ -146,9 +180,10 @@ def stopped_at(step: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, event
             raise PluginError("an observer raised")
 
     seen: list[int] = []
-    with monkeypatch.context() as patch, pytest.raises(PluginError, match="an observer raised"):
+    with monkeypatch.context() as patch:
         patch.setattr(Registry, "fire", raises)
-        runner.run(recipe)
+        with pytest.raises(PluginError, match="an observer raised"):
+            runner.run(recipe)
 
 
 @pytest.mark.parametrize("event", ["adaptkit_step_end", "adaptkit_evaluated", "adaptkit_checkpoint_saved"])

@@ -23,17 +23,25 @@ def test_the_first_signal_is_noted_and_the_work_goes_on(number: signal.Signals) 
 
 @EITHER
 def test_the_second_signal_stops_at_once(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), StopSignals():
+    with StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 def test_afterwards_the_handlers_are_those_of_before() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), StopSignals():
-        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) != before
-        raise ZeroDivisionError
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    def handlers() -> list[object]:
+        return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+
+    def fail() -> None:
+        with StopSignals():
+            assert handlers() != before
+            raise ZeroDivisionError
+
+    before = handlers()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert handlers() == before
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

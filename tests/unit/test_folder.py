@@ -1,0 +1,64 @@
+"""The files of a run: whole or not there, and never written over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from adaptkit.artifact.folder import RunFolder, write_json, write_text
+from adaptkit.errors import RecipeError
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes", "old and long")
+    write_text(tmp_path / "notes", "é")
+    assert (tmp_path / "notes").read_text(encoding="utf-8") == "é"
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_a_write_that_dies_keeps_the_old_file_and_leaves_nothing_after_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_json(tmp_path / "results.json", {"steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_json(tmp_path / "results.json", {"steps": 2})
+    assert '"steps": 1' in (tmp_path / "results.json").read_text(encoding="utf-8")
+    write_json(tmp_path / "results.json", {"steps": 3})
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_an_empty_or_missing_folder_can_be_claimed(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new" / "run").claim()
+    RunFolder(tmp_path / "new" / "run").claim()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_holds_something_cannot_be_claimed(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    if kind == "folder":
+        path.mkdir()
+    (path if kind == "file" else path / "notes").write_text("mine", encoding="utf-8")
+    with pytest.raises(RecipeError, match="is not empty") as error:
+        RunFolder(path).claim()
+    assert "--resume" in str(error.value)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RecipeError, match="cannot be made"):
+        RunFolder(tmp_path / "file" / "run").claim()
+
+
+def test_the_next_free_name_is_numbered_from_two(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.next_free() == run
+    for name in ("run", "run-2"):
+        (tmp_path / name).mkdir()
+    assert run.next_free().path == tmp_path / "run-3"

@@ -1,0 +1,79 @@
+"""How a run computes and how its base is stored, where the recipe leaves it open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adaptkit.models import precision
+from adaptkit.models.precision import choose_numerics
+from adaptkit.recipe import Recipe, StrategyOptions, TaskOptions
+from adaptkit.strategy import Capabilities, Strategy
+
+
+class Frozen(Strategy[StrategyOptions]):
+    name = "frozen"
+
+    def adapt(self, model: Any, context: Any) -> Any:
+        return model
+
+
+class Trains(Frozen):
+    capabilities = Capabilities(changes_base=True)
+
+
+class Packed(Frozen):
+    def base_precision(self) -> Any:
+        return "nf4"
+
+
+def chosen(
+    strategy: type[Frozen], *, fast: bool, monkeypatch: pytest.MonkeyPatch, stored: str | None = None, **training: Any
+) -> tuple[str, bool]:
+    monkeypatch.setattr(precision, "fast_bf16", lambda device: fast)
+    recipe = Recipe(
+        model={"name": "base", "precision": stored},  # type: ignore[arg-type]
+        task=TaskOptions(name="sorting"),
+        data={"train": "rows.jsonl"},  # type: ignore[arg-type]
+        strategy=StrategyOptions(name="frozen"),
+        training=training,  # type: ignore[arg-type]
+        output="runs/one",
+    )
+    numerics = choose_numerics(recipe, strategy(recipe.strategy))
+    return numerics.precision, numerics.bf16
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fast", "stored", "compute", "expected"),
+    [
+        (Frozen, True, None, "auto", ("bf16", True)),
+        (Frozen, False, None, "auto", ("fp32", False)),
+        (Frozen, True, None, "fp32", ("fp32", False)),
+        (Frozen, False, None, "bf16", ("bf16", True)),
+        (Frozen, True, "fp32", "auto", ("fp32", True)),
+        (Frozen, False, "bf16", "auto", ("bf16", True)),
+        (Trains, True, None, "auto", ("fp32", True)),
+        (Trains, False, None, "bf16", ("fp32", True)),
+        (Packed, True, None, "auto", ("nf4", True)),
+        (Packed, False, None, "auto", ("nf4", False)),
+    ],
+)
+def test_what_a_recipe_leaves_open(
+    strategy: type[Frozen],
+    fast: bool,
+    stored: str | None,
+    compute: str,
+    expected: tuple[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert chosen(strategy, fast=fast, monkeypatch=monkeypatch, stored=stored, compute=compute) == expected
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_matrix_products_are_computed_as_chosen(bf16: bool) -> None:
+    numerics = precision.Numerics(torch.device("cpu"), "fp32", bf16)
+    with numerics.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
