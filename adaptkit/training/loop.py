@@ -88,7 +88,7 @@ def train_step(job: Job) -> StepRecord:
     """
     started = perf_counter()
     job.strategy.before_step(job.model, job.step)
-    micro_batches = [move(batch, job.accelerator.device) for batch in job.batches.at(job.step)]
+    micro_batches = job.batches.at(job.step)
     count = sum(job.task.count(batch) for batch in micro_batches)
     if not count > 0:
         raise TrainingError(
@@ -128,7 +128,7 @@ def _backward(job: Job, micro_batches: list[dict[str, Tensor]], count: float) ->
     total = torch.zeros((), device=job.accelerator.device)
     for batch in micro_batches:
         with job.numerics.autocast():
-            part = job.task.loss(job.wrapped, batch)
+            part = job.task.loss(job.wrapped, move(batch, job.accelerator.device))
         loss = part.total / count
         if part.extra is not None:
             loss = loss + part.extra / len(micro_batches)

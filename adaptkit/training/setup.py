@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
+from adaptkit.errors import TrainingError
 from adaptkit.task import Features
 from adaptkit.training.batches import TrainingBatches, total_steps
 from adaptkit.training.features import CachedModel, cache_features, freeze_dropout
@@ -41,7 +42,7 @@ def make_job(
         optimizer_factory: Of the optimizer that the recipe names.
 
     Raises:
-        TrainingError: A trainable parameter is in no parameter group, or in two.
+        TrainingError: A trainable parameter is in no parameter group, or in two; or there are several processes.
     """
     assert settings.learning_rate is not None, "the runner fills in the strategy's own"
     seed_everything(settings.seed)
@@ -53,6 +54,11 @@ def make_job(
     optimizer = strategy.make_optimizer(groups, settings) or optimizer_factory(groups, settings)
     steps = total_steps(len(features), settings)
     accelerator = Accelerator(mixed_precision="no", cpu=adapted.numerics.device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            f"{accelerator.num_processes} processes were started, but a run is one process on one device",
+            fix="start it with `adaptkit run`, without a launcher",
+        )
     wrapped, prepared = accelerator.prepare(model, optimizer)
     return Job(
         model=model,
