@@ -22,6 +22,7 @@ from adaptkit.artifact.run import Run
 from adaptkit.errors import CheckpointError, ModelError, RecipeError
 from adaptkit.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MakeRecipe = Callable[..., Recipe]
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", tiny.STRATEGIES)
 PEFT_STRATEGY = pytest.mark.parametrize("strategy", ["lora", "qlora"])
@@ -61,7 +62,6 @@ def write_what_runs_say(folders: list[Path], file: Path) -> None:
     file.write_text(json.dumps([[run.predict(TEXTS), run.evaluate()] for run in loaded]), encoding="utf-8")
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_fresh_process_gets_the_same_bits(runs: Callable[..., Run], tmp_path: Path) -> None:
     here = [runs(strategy) for strategy in tiny.STRATEGIES]
     file = tmp_path / "said.json"

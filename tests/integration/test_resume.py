@@ -26,8 +26,9 @@ from adaptkit.recipe import Recipe, dump_recipe
 from adaptkit.registry import Registry
 from adaptkit.training.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MakeRecipe = Callable[..., Recipe]
-KILLS = 2
+KILLS = 1
 # name -> what differs from a run of the strategy with its defaults
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in tiny.STRATEGIES}
 RUNS["full, 8-bit AdamW"] = ("full", {"optimizer": "adamw-8bit"})
