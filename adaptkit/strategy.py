@@ -11,7 +11,7 @@ Every method but `adapt` has a default that is right for the simplest strategy, 
                 parameter.requires_grad_(name.endswith("bias"))
             return model
 
-and is planned, trained, checkpointed, resumed, saved, reloaded and compared like the built-in ones.
+and is trained, checkpointed, resumed, saved, reloaded and compared like the built-in ones.
 
 Importing this module imports no torch, so that names and options can be read and checked quickly.
 """

@@ -81,7 +81,7 @@ class BaseModel:
         family: encoder, decoder or encoder-decoder.
         head_modules: Names of the modules of the head.
         new_modules: Those of them whose weights the checkpoint does not have.
-        fingerprint: sha256 over config and weights of the base, for provenance.
+        fingerprint: Of the base: weights, config, tokenizer and pooling, for provenance.
     """
 
     module: nn.Module

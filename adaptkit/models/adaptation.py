@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.errors import ModelError, Problem
+from adaptkit.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,17 @@ def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext)
         ModelError: Nothing trains, or a quantised tensor would have to.
     """
     base.module.requires_grad_(False)
-    model = strategy.adapt(base.module, context)
+    try:
+        model = strategy.adapt(base.module, context)
+    except RuntimeError as error:
+        if "floating point" not in str(error):
+            raise
+        raise ModelError(
+            f"the strategy {strategy.name!r} trains tensors that are stored as {base.precision}",
+            where="model.precision",
+            fix="set model.precision to bf16 or fp32, or choose a strategy that leaves the base frozen; "
+            "its author declares this with Capabilities(quantized_base=False)",
+        ) from error
     if strategy.trains_new_modules:
         for name in context.new_modules:
             base.module.get_submodule(name).requires_grad_(True)
@@ -32,14 +42,6 @@ def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext)
         raise ModelError(
             f"the strategy {strategy.name!r} leaves nothing to train",
             fix=f"its options match no parameter of this model; `adaptkit strategies {strategy.name}` explains them",
-        )
-    quantized = [name for name, parameter in trainable.items() if not parameter.is_floating_point()]
-    if quantized:
-        raise ModelError(
-            [
-                Problem(f"{name!r} is quantised and cannot train", fix="set model.precision to bf16 or fp32")
-                for name in quantized
-            ]
         )
     for parameter in trainable.values():
         parameter.data = parameter.data.float()

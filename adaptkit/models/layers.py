@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def linear_layers(model: nn.Module, *, without: Iterable[str] = ()) -> list[str]:
-    """Returns the names of the linear layers of the base: those of attention and MLP in every block.
+    """Returns the names of the linear layers of the base: attention, MLP, and a pooler where there is one.
 
     Args:
         model: With its head.

@@ -86,7 +86,9 @@ class TrainingSpec(Options):
     )
     max_grad_norm: float | None = Field(1.0, description="Clip the gradient to this global norm; null: no clipping.")
     compute: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the forward pass; auto: bf16 where the device has fast bf16, else fp32."
+        "auto",
+        description="Arithmetic of the forward pass; auto: bf16 where the device has fast bf16, else fp32. A base that "
+        "is stored in bf16, or quantised on such a device, is computed in bf16 in any case.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."

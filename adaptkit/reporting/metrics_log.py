@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ class MetricsLog:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _step(line) <= after_step]
         if len(kept) != len(lines):
-            path.write_text("".join(kept), encoding="utf-8")
+            staged = path.with_name(f".tmp-{path.name}")
+            staged.write_text("".join(kept), encoding="utf-8")
+            os.replace(staged, path)  # killed at any moment, the log is the old one or the new one
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one object; the file is complete after every call."""

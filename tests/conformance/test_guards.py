@@ -38,6 +38,13 @@ class Disconnected(Strategy[StrategyOptions]):
         return model
 
 
+class Everything(Strategy[StrategyOptions]):
+    name = "everything"
+
+    def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
+        return model.requires_grad_(True)
+
+
 class Nothing(Strategy[StrategyOptions]):
     name = "nothing"
     trains_new_modules = False
@@ -61,6 +68,15 @@ def test_a_trainable_tensor_without_gradient_is_an_error_that_names_it(recipe: M
 def test_a_strategy_that_leaves_nothing_to_train_is_an_error(recipe: MakeRecipe) -> None:
     with pytest.raises(ModelError, match="leaves nothing to train"):
         tiny.make_job(recipe("full"), Nothing(StrategyOptions(name="nothing")))
+
+
+def test_a_strategy_that_trains_a_quantised_base_is_told_to_declare_it(recipe: MakeRecipe) -> None:
+    quantised = recipe("full").model_copy(
+        update={"model": recipe("qlora").model.model_copy(update={"precision": "nf4"})}
+    )
+    with pytest.raises(ModelError, match="stored as nf4") as error:
+        tiny.make_job(quantised, Everything(StrategyOptions(name="everything")))
+    assert "quantized_base=False" in str(error.value)
 
 
 def test_a_batch_without_labels_is_an_error_not_a_loss_of_zero(recipe: MakeRecipe) -> None:

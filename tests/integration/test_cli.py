@@ -228,9 +228,12 @@ def test_on_a_terminal_there_is_a_bar_and_no_word_of_other_libraries(recipe: Pat
         assert process.stderr.read() == b""
     assert process.returncode == 0
     assert "━" in shown
-    # What the bar leaves behind is drawn over: nothing of it in the whole lines.
+    assert "loading" in shown
+    # What bar and spinner leave behind is drawn over: nothing of it in the whole lines.
     whole_lines = [line.rpartition("\x1b[2K")[2] for line in shown.replace("\r\n", "\n").split("\n")]
-    first_words = {line.split()[0] for line in whole_lines if line.strip() and "━" not in line}
+    first_words = {
+        line.split()[0] for line in whole_lines if line.strip() and "━" not in line and "loading" not in line
+    }
     assert first_words == {"qlora", "44", "step", "done", "saved", "ask"}
 
 
