@@ -80,6 +80,8 @@ def run(
         results = session.train(resume=resume)
     except BaseException as error:
         registry.fire_error(session.info, error)
+        if not resume:
+            folder.release()
         raise
     results["seconds"] = time.monotonic() - started
     write_text(folder.card, model_card(recipe, results, str(folder.path)))

@@ -149,10 +149,10 @@ class Session:
     def _announce(self) -> None:
         trainable, total = self.adapted.trainable_parameters, self.adapted.total_parameters
         numerics = self.adapted.numerics
+        arithmetic = "bf16" if numerics.bf16 else "fp32"
         self._print(
             f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
-            f"({trainable / total:.2%}); base {numerics.precision}, arithmetic {'bf16' if numerics.bf16 else 'fp32'} "
-            f"on {numerics.device}"
+            f"({100 * trainable / total:.3g} %); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
         )
         self._print(
             f"{len(self.splits.train):,} rows, {self.job.total_steps:,} steps, "

@@ -69,6 +69,12 @@ class RunFolder:
                 fix="name a folder that you may write to: output=runs/NAME",
             ) from error
 
+    def release(self) -> None:
+        """Gives the folder up where the run has left nothing but its recipe in it: it ended before its first step."""
+        if self.path.is_dir() and [entry.name for entry in self.path.iterdir()] == [self.recipe.name]:
+            self.recipe.unlink()
+            self.path.rmdir()
+
     def next_free(self) -> RunFolder:
         """Returns this folder if it is free, else ``NAME-2``, ``NAME-3`` …"""
         candidate, number = self.path, 1

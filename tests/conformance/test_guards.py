@@ -156,3 +156,10 @@ def test_a_quantised_base_is_refused_where_the_base_trains(strategy: str, recipe
     quantized = chosen.model_copy(update={"model": chosen.model.model_copy(update={"precision": "nf4"})})
     with pytest.raises(AdaptkitError, match="cannot be stored as nf4"):
         runner.run(quantized)
+
+
+def test_a_run_that_ends_before_its_first_step_leaves_no_folder_behind(recipe: MakeRecipe) -> None:
+    too_deep = recipe({"name": "last-layers", "num_layers": 99})
+    with pytest.raises(RecipeError, match="num_layers"):
+        runner.run(too_deep)
+    assert not Path(too_deep.output).exists()

@@ -50,6 +50,19 @@ def test_what_holds_something_cannot_be_claimed(kind: str, tmp_path: Path) -> No
     assert "--resume" in str(error.value)
 
 
+def test_a_folder_with_nothing_but_the_recipe_is_given_up_and_any_other_is_kept(tmp_path: Path) -> None:
+    begun, trained = RunFolder(tmp_path / "begun"), RunFolder(tmp_path / "trained")
+    for folder in (begun, trained):
+        folder.claim()
+        write_text(folder.recipe, "strategy: lora\n")
+    write_text(trained.log, "{}\n")
+    begun.release()
+    trained.release()
+    assert not begun.path.exists()
+    assert sorted(os.listdir(trained.path)) == ["metrics.jsonl", "recipe.yaml"]
+    RunFolder(tmp_path / "missing").release()
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RecipeError, match="cannot be made"):
