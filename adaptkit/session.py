@@ -149,10 +149,11 @@ class Session:
     def _announce(self) -> None:
         trainable, total = self.adapted.trainable_parameters, self.adapted.total_parameters
         numerics = self.adapted.numerics
+        share = f"{100 * trainable / total:.3g} %"
         arithmetic = "bf16" if numerics.bf16 else "fp32"
         self._print(
             f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
-            f"({100 * trainable / total:.3g} %); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
+            f"({share}); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
         )
         self._print(
             f"{len(self.splits.train):,} rows, {self.job.total_steps:,} steps, "
