@@ -54,5 +54,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	    $(PYTHON) -m pip --python $(BIN)/python install --quiet -c constraints.txt pip; }
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
