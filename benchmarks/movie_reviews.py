@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> None:
     _warn_of_losers(comparison, baselines)
     if options.write:
         command = f"python -m benchmarks movie-reviews --seeds {options.seeds} --write"
-        caption = f"Accuracy on the test split, mean ± standard deviation over seeds {options.seeds}; "
+        over = f"mean ± standard deviation over seeds {options.seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
+        caption = f"Accuracy on the test split, {over}; peak memory is that of the whole process; "
         caption += f"{machine()}; `{command}`."
         replace_block("movie-reviews", f"{table}\n\n{caption}")
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
