@@ -24,7 +24,7 @@ class PrefixTuningOptions(StrategyOptions):
     init: Literal["activations", "random"] = Field(
         "activations",
         description="First values: the base's own keys and values for a piece of the training text, or small random "
-        "numbers, from which training is slower and often worse.",
+        "numbers.",
     )
 
 

@@ -29,5 +29,5 @@ class QLora(LowRank[QLoraOptions]):
         return "nf4"
 
     def learning_rate(self, family: Family) -> float:
-        """Returns the paper's 2e-4 for decoders up to 13B; small encoders bear and need more."""
+        """Returns the paper's 2e-4 for decoders up to 13B, and 2e-3 for encoders, whose updates are scaled by 1/4."""
         return 2e-3 if family == "encoder" else 2e-4

@@ -58,7 +58,9 @@ output: {tmp_path / "run"}
     assert again.evaluate() == pytest.approx(
         {name.removeprefix("eval/"): value for name, value in run.metrics.items()}, abs=1e-6
     )
-    assert all(answer["label"] in ("negative", "positive") for answer in again.predict(["A masterpiece.", "Dull."]))
+    texts = ["A masterpiece.", "A dull, lifeless mess of a film that goes nowhere and takes its time over it."]
+    for together, text in zip(again.predict(texts), texts, strict=True):
+        assert together["scores"] == pytest.approx(again.predict([text])[0]["scores"], abs=1e-5)
 
 
 def test_every_strategy_brings_a_learning_rate_that_validate_shows() -> None:

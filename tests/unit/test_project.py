@@ -44,12 +44,12 @@ def test_nothing_names_a_machine_or_a_registry(pattern: re.Pattern[str]) -> None
     assert not found
 
 
-@pytest.mark.parametrize("path", ["in /home/me/models", '"/tmp/run"', "file:///opt/wheels"])
+@pytest.mark.parametrize("path", ["in /home/me/models", '"/tmp/run"', "file:///opt/models"])
 def test_a_machine_path_is_recognised(path: str) -> None:
     assert MACHINE_PATH.search(path)
 
 
-@pytest.mark.parametrize("path", ["https://example.com/work/page", "recipes/tmp/x", "$HOME/work/x"])
+@pytest.mark.parametrize("path", ["https://example.com/home/page", "recipes/tmp/x", "$HOME/tmp/x"])
 def test_other_paths_are_not_taken_for_one(path: str) -> None:
     assert not MACHINE_PATH.search(path)
 
