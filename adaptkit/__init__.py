@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptkit.artifact.run import Run, load
     from adaptkit.errors import AdaptkitError
+    from adaptkit.format import Format
     from adaptkit.hookspecs import RunInfo, StepRecord, hookimpl
     from adaptkit.recipe import Recipe
     from adaptkit.runner import run
@@ -26,6 +27,7 @@ _HOMES = {
     "AdaptkitError": "adaptkit.errors",
     "Capabilities": "adaptkit.strategy",
     "FeaturePoint": "adaptkit.strategy",
+    "Format": "adaptkit.format",
     "LossSum": "adaptkit.task",
     "Metrics": "adaptkit.task",
     "Recipe": "adaptkit.recipe",
@@ -48,6 +50,7 @@ __all__ = [
     "AdaptkitError",
     "Capabilities",
     "FeaturePoint",
+    "Format",
     "LossSum",
     "Metrics",
     "Recipe",

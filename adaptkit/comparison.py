@@ -118,7 +118,7 @@ def compare(
             _run(recipe, [*overrides, *_own(strategy, seed, folder.path.parent)], resume=folder.recipe.is_file())
         results.append(_measure(strategy, seed, folder))
         report(f"{strategy}, seed {seed}: " + "  ".join(f"{k} {v:.4f}" for k, v in results[-1].metrics.items()))
-    best = load_registry().task(runs[0][2].task.name).best
+    best = load(runs[0][2].output).task.best
     comparison = Comparison(best.metric, best.higher_is_better, tuple(results))
     write_json(Path(runs[0][2].output).parent / "comparison.json", asdict(comparison))
     return comparison
@@ -143,7 +143,7 @@ def _plan(
         for seed in seeds:
             own = _own(strategy, seed, parent)
             runs.append((strategy, seed, resolve(recipe, [*overrides, *own], registry)))
-        check(runs[-1][2], *choose(runs[-1][2], registry))
+        check(runs[-1][2], *choose(runs[-1][2], registry), registry)
     return runs
 
 

@@ -12,29 +12,32 @@ import pluggy
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from adaptkit.errors import did_you_mean
+from adaptkit.format import Format
 from adaptkit.recipe import Options, StrategyOptions, TaskOptions
-from adaptkit.strategy import Capabilities, Strategy
+from adaptkit.strategy import Capabilities, LazyOptions, Strategy
 from adaptkit.task import Task, TaskCapabilities
 
 __all__ = ["Kind", "contract_faults", "hook_faults"]
 
-Kind: TypeAlias = Literal["strategy", "task", "optimizer"]
+Kind: TypeAlias = Literal["strategy", "task", "format", "optimizer"]
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# With one prefix at most: peft:ia3.
+NAME = re.compile(r"([a-z0-9][a-z0-9-]*:)?[a-z0-9][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
 class _Contract:
-    """What a registered class must be: a subclass of `parent` with these class attributes."""
+    """What a registered class must be: a subclass of `parent` with these class attributes, and perhaps Options."""
 
     parent: type
-    options: type[Options]
+    options: type[Options] | None
     attributes: dict[str, type] = field(default_factory=dict)
 
 
 _CONTRACTS: dict[Kind, _Contract] = {
     "strategy": _Contract(Strategy, StrategyOptions, {"capabilities": Capabilities}),
     "task": _Contract(Task, TaskOptions, {"capabilities": TaskCapabilities, "roles": tuple}),
+    "format": _Contract(Format, None, {"gives": tuple, "roles": tuple, "label_roles": tuple, "optional_roles": tuple}),
 }
 
 
@@ -44,7 +47,7 @@ def contract_faults(kind: Kind, name: Any, value: Any) -> list[str]:
     Args:
         kind: What it was registered as.
         name: What a recipe is to call it, whatever type the plugin gave it.
-        value: The class of a strategy or task, the factory of an optimizer.
+        value: The class of a strategy, task or format, the factory of an optimizer.
     """
     label = f"{kind} {getattr(value, '__qualname__', value)}"
     contract = _CONTRACTS.get(kind)
@@ -56,7 +59,7 @@ def contract_faults(kind: Kind, name: Any, value: Any) -> list[str]:
         _name_faults(label, name)
         + _attribute_faults(label, value, contract)
         + _abstract_faults(label, value)
-        + _options_faults(label, value, contract)
+        + (_options_faults(label, value, contract.options) if contract.options else [])
     )
 
 
@@ -97,7 +100,10 @@ def _name_faults(label: str, name: Any) -> list[str]:
     if name is None:
         return [f'{label} has no name: write name = "..." into the class']
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        return [f"{label} has the name {name!r}, but a name is lower-case letters, digits and hyphens"]
+        return [
+            f"{label} has the name {name!r}, but a name is lower-case letters, digits and hyphens, "
+            "after one prefix and a colon at most"
+        ]
     return []
 
 
@@ -114,16 +120,18 @@ def _abstract_faults(label: str, cls: type) -> list[str]:
     return [f"{label} does not define {', '.join(missing)}"] if missing else []
 
 
-def _options_faults(label: str, cls: type, contract: _Contract) -> list[str]:
+def _options_faults(label: str, cls: type, parent: type[Options]) -> list[str]:
+    if isinstance(inspect.getattr_static(cls, "Options", None), LazyOptions):
+        return []
     options = getattr(cls, "Options", None)
-    if not (isinstance(options, type) and issubclass(options, contract.options)):
-        return [f"{label}: Options is not a subclass of {contract.options.__module__}.{contract.options.__name__}"]
+    if not (isinstance(options, type) and issubclass(options, parent)):
+        return [f"{label}: Options is not a subclass of {parent.__module__}.{parent.__name__}"]
     try:
         options.model_rebuild()
     except PydanticUndefinedAnnotation as error:
         return [f"{label}: Options has a type that is not defined when it is imported: {error.message}"]
     faults = []
-    if _takes_reserved_key(options, contract.options):
+    if _takes_reserved_key(options, parent):
         faults.append(f"{label}: an Options field is called 'name', which is what chooses the {label.split()[0]}")
     if options.model_config.get("extra") != "forbid":
         faults.append(f"{label}: Options must keep extra='forbid', or a misspelt key of a recipe is lost in silence")

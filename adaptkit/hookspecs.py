@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from adaptkit.format import Format
     from adaptkit.recipe import Recipe
     from adaptkit.strategy import JSON, Strategy
     from adaptkit.task import Task
@@ -87,6 +88,10 @@ class Registration:
     @hookspec
     def adaptkit_register_tasks(self, register: Callable[[type[Task[Any]]], None]) -> None:
         """Offers tasks: call ``register(cls)`` for each."""
+
+    @hookspec
+    def adaptkit_register_formats(self, register: Callable[[type[Format]], None]) -> None:
+        """Offers dataset formats: call ``register(cls)`` for each."""
 
     @hookspec
     def adaptkit_register_optimizers(self, register: Callable[[str, Callable[..., Any]], None]) -> None:

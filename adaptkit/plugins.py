@@ -24,7 +24,7 @@ from adaptkit.hookspecs import Events, Registration
 
 GROUP = "adaptkit"
 DISTRIBUTION = "adaptkit-train"
-BUILTIN_PLUGINS = ("adaptkit.strategies", "adaptkit.tasks", "adaptkit.training.optim")
+BUILTIN_PLUGINS = ("adaptkit.strategies", "adaptkit.tasks", "adaptkit.formats", "adaptkit.training.optim")
 DISABLE_VARIABLE = "ADAPTKIT_DISABLE_PLUGINS"
 
 Names: TypeAlias = Mapping[Kind, tuple[str, ...]]
@@ -212,6 +212,7 @@ def _collect(manager: pluggy.PluginManager, offers: list[Offer]) -> None:
     registers: dict[str, Callable[..., None]] = {
         "adaptkit_register_strategies": register_class("strategy"),
         "adaptkit_register_tasks": register_class("task"),
+        "adaptkit_register_formats": register_class("format"),
         "adaptkit_register_optimizers": register_optimizer,
     }
     for hook, register in registers.items():

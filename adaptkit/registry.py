@@ -6,10 +6,11 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from adaptkit.contracts import Kind
 from adaptkit.errors import PluginError, Problem, RecipeError, did_you_mean
+from adaptkit.format import Format
 from adaptkit.hookspecs import Events, RunInfo
 from adaptkit.plugins import (
     BUILTIN_PLUGINS,
@@ -38,7 +39,7 @@ class Entry(Generic[T]):
     """What a name stands for.
 
     Attributes:
-        value: The class of a strategy or task, the factory of an optimizer.
+        value: The class of a strategy, task or format, the factory of an optimizer.
         distribution: Where it came from.
         version: Of the distribution.
         module: In which it is defined.
@@ -55,7 +56,9 @@ class Registry:
 
     Attributes:
         strategies: Name to the class of a strategy.
+        unavailable: Names of strategies that are known and cannot be chosen, with the reason.
         tasks: Name to the class of a task.
+        formats: Name to the class of a dataset format.
         optimizers: Name to the factory of an optimizer, called with parameter groups and settings.
         plugins: Every plugin that is installed and has no fault, disabled ones included.
         failures: What is wrong with the others; two plugins that share a name have one each.
@@ -63,8 +66,11 @@ class Registry:
 
     def __init__(self, loaded: LoadedPlugins) -> None:
         entries, clashes = _merge(loaded)
-        self.strategies: Mapping[str, Entry[type[Strategy[Any]]]] = entries["strategy"]
+        known: Mapping[str, Entry[type[Strategy[Any]]]] = entries["strategy"]
+        self.strategies = {name: entry for name, entry in known.items() if entry.value.unavailable is None}
+        self.unavailable = {name: reason for name, entry in known.items() if (reason := entry.value.unavailable)}
         self.tasks: Mapping[str, Entry[type[Task[Any]]]] = entries["task"]
+        self.formats: Mapping[str, Entry[type[Format]]] = entries["format"]
         self.optimizers: Mapping[str, Entry[Callable[..., Any]]] = entries["optimizer"]
         self.plugins: tuple[PluginInfo, ...] = (*(plugin.info for plugin in loaded.plugins), *loaded.disabled)
         self.failures: tuple[PluginFailure, ...] = (*loaded.failures, *clashes)
@@ -77,11 +83,17 @@ class Registry:
             RecipeError: Nothing has this name.
             PluginError: Nothing has it, and a plugin with a fault seems to be what was meant.
         """
+        if name in self.unavailable:
+            raise RecipeError(f"the strategy {name!r} cannot be used: {self.unavailable[name]}")
         return self._find("strategy", self.strategies, name)
 
     def task(self, name: str) -> type[Task[Any]]:
         """Returns the class of a task; raises as `strategy` does."""
         return self._find("task", self.tasks, name)
+
+    def format_classes(self) -> dict[str, type[Format]]:
+        """Returns every dataset format, by name."""
+        return {name: entry.value for name, entry in self.formats.items()}
 
     def optimizer(self, name: str) -> Callable[..., Any]:
         """Returns the factory of an optimizer; raises as `strategy` does."""
@@ -169,7 +181,7 @@ def _merge(loaded: LoadedPlugins) -> tuple[dict[Kind, dict[str, Entry[Any]]], li
     for plugin in loaded.plugins:
         for offer in plugin.offers:
             offered[offer.kind, offer.name].append((plugin.info, offer.value))
-    entries: dict[Kind, dict[str, Entry[Any]]] = {"strategy": {}, "task": {}, "optimizer": {}}
+    entries: dict[Kind, dict[str, Entry[Any]]] = {kind: {} for kind in get_args(Kind)}
     clashes: list[PluginFailure] = []
     for (kind, name), owners in offered.items():
         info, value = owners[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ from rich.console import Console
 
 from adaptkit.artifact.card import model_card
 from adaptkit.artifact.folder import RunFolder, write_json, write_text
+from adaptkit.artifact.merging import check_base, on_plain_model
 from adaptkit.artifact.run import Run
 from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.family import local_family
-from adaptkit.models.loading import check_local
 from adaptkit.recipe import Recipe, dump_recipe, load_recipe
 from adaptkit.registry import Registry, load_registry
 
@@ -56,7 +57,7 @@ def run(
         folder = folder.next_free()
         recipe = recipe.model_copy(update={"output": str(folder.path)})
     strategy, task = choose(recipe, registry)
-    splits = check(recipe, strategy, task)
+    splits = check(recipe, strategy, task, registry)
     _open_folder(folder, recipe, resume=resume)
     if resume and folder.results.is_file():
         logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
@@ -90,6 +91,32 @@ def run(
     return Run(folder.path)
 
 
+def preview(
+    recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = (), *, examples: int = 3
+) -> list[str]:
+    """Returns lines that show what the model will see of the data; neither loads the model nor writes anything.
+
+    Args:
+        recipe: A recipe or its file.
+        overrides: As for `run`.
+        examples: How many training rows are shown as the model reads them.
+
+    Raises:
+        AdaptkitError: As `run` does before it loads the model.
+    """
+    registry = load_registry()
+    recipe = resolve(recipe, overrides, registry)
+    strategy, task = choose(recipe, registry)
+    splits = check(recipe, strategy, task, registry)
+    from adaptkit.reporting.preview import preview_lines
+    from adaptkit.training.preparation import prepare
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder) / "tokenizer"
+        prepared = prepare(on_plain_model(recipe), strategy, task, splits, tokenizer_folder=tokenizer)
+        return preview_lines(task, splits, prepared, examples=examples)
+
+
 def resolve(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str], registry: Registry) -> Recipe:
     """Returns a recipe with the strategy's learning rate filled in where it names none."""
     if isinstance(recipe, Recipe):
@@ -115,7 +142,7 @@ def choose(recipe: Recipe, registry: Registry) -> tuple[Strategy[Any], Task[Any]
     return strategy, registry.task(recipe.task.name)(recipe.task)
 
 
-def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) -> Splits:
+def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Registry) -> Splits:
     """Checks all that can be checked before a model is loaded, and returns the rows.
 
     Raises:
@@ -123,8 +150,8 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) -> Splits:
         DataError: Rows that cannot be used.
     """
     check_compatibility(recipe, strategy, task)
-    check_local(recipe.model.name)
-    splits = load_splits(recipe.data, (*task.roles, *task.label_roles), task.optional_roles)
+    check_base(recipe.model)
+    splits = load_splits(recipe.data, task, registry.format_classes())
     task.prepare(splits, recipe.data)
     return splits
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from adaptkit.artifact.folder import RunFolder
+from adaptkit.artifact.merging import on_plain_model
 from adaptkit.artifact.saving import save_adapter
 from adaptkit.errors import CheckpointError, PluginError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
@@ -18,11 +19,12 @@ from adaptkit.models.building import build_model
 from adaptkit.recipe import Recipe
 from adaptkit.registry import Registry
 from adaptkit.reporting.metrics_log import MetricsLog
+from adaptkit.reporting.preview import preview_lines
 from adaptkit.reporting.progress import ProgressReport
 from adaptkit.reporting.usage import folder_bytes, peak_memory_bytes
 from adaptkit.strategy import Strategy
 from adaptkit.task import Splits, Task
-from adaptkit.training.batches import steps_per_epoch, total_steps
+from adaptkit.training.batches import total_steps
 from adaptkit.training.best import BestStep
 from adaptkit.training.checkpoint import (
     latest_checkpoint,
@@ -35,6 +37,7 @@ from adaptkit.training.evaluation import eval_mode, evaluate
 from adaptkit.training.interrupts import StopSignals
 from adaptkit.training.loop import STEADIER, move, training_steps
 from adaptkit.training.optim import optimizer_name
+from adaptkit.training.preparation import prepare
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
 from adaptkit.training.snapshot import restore_snapshot, take_snapshot
@@ -49,7 +52,7 @@ class Session:
         strategy: Adapts the model.
         task: Has been prepared.
         splits: The rows.
-        data: sha256 of each split, by name.
+        data: sha256 of each source, by the name that the recipe gives it.
         folder: Claimed for this run.
         console: Where progress is reported.
     """
@@ -68,12 +71,9 @@ class Session:
     ) -> None:
         self.recipe, self.registry, self.strategy, self.task = recipe, registry, strategy, task
         self.splits, self.data, self.folder, self.console = splits, data, folder, console
-        self.info = RunInfo(recipe, folder.path, total_steps(len(splits.train), recipe.training))
+        self.info = RunInfo(recipe, folder.path, total_steps=0)  # known when the rows are tokenized
         self._failure: PluginError | None = None
         self.best = BestStep(task.best, recipe.training.early_stopping)
-        epoch = steps_per_epoch(len(splits.train), recipe.training)
-        self._evaluate_every = max(1, round(recipe.training.evaluate_every * epoch))
-        self._save_every = max(1, round((recipe.training.save_every or recipe.training.evaluate_every) * epoch))
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
         """Trains, keeps the best step as the artifact, and returns the results of the run.
@@ -83,6 +83,9 @@ class Session:
             PluginError: An observer raised; a checkpoint is saved.
             TrainingError: The run cannot learn.
         """
+        with self.console.status("tokenizing the rows"):
+            self._prepare()
+        self._show()
         with self.console.status(f"loading {self.recipe.model.name}"):
             self._build()
         remove_leftovers(self.folder.checkpoints)
@@ -97,18 +100,32 @@ class Session:
 
     # -- before the first step -----------------------------------------------------------------------
 
+    def _prepare(self) -> None:
+        """Turns the rows into features; from now on the number of steps is known."""
+        recipe = on_plain_model(self.recipe)
+        self.prepared = prepare(recipe, self.strategy, self.task, self.splits, tokenizer_folder=self.folder.tokenizer)
+        self.info.total_steps = total_steps(len(self.prepared.train), self.recipe.training)
+
+    def _show(self) -> None:
+        """Shows what the model will see."""
+        for line in preview_lines(self.task, self.splits, self.prepared, examples=1):
+            self._print(line)
+
     def _build(self) -> None:
-        """Builds the adapted model, the rows' features and the job."""
-        self.adapted = build_model(self.recipe, self.strategy, self.task, total_steps=self.info.total_steps)
-        base, settings = self.adapted.base, self.recipe.training
+        """Builds the adapted model and the job."""
+        prepared, settings = self.prepared, self.recipe.training
+        self.adapted = build_model(
+            self.recipe, self.strategy, self.task, prepared.source, total_steps=self.info.total_steps
+        )
         if settings.learning_rate is None:
-            settings = settings.model_copy(update={"learning_rate": self.strategy.learning_rate(base.family)})
-        length = self.adapted.max_length
-        train = self.task.features(self.splits.train, self.recipe.data, base.tokenizer, length)
-        self.evaluation = self.task.features(self.splits.evaluation, self.recipe.data, base.tokenizer, length)
+            rate = self.strategy.learning_rate(self.adapted.base.family)
+            settings = settings.model_copy(update={"learning_rate": rate})
         factory = self.registry.optimizer(settings.optimizer)
-        self.job = make_job(self.adapted, self.strategy, self.task, settings, train, factory)
-        use_frozen_features(self.job, self.adapted, settings, train, self.evaluation)
+        self.job = make_job(self.adapted, self.strategy, self.task, settings, prepared.train, factory)
+        use_frozen_features(self.job, self.adapted, settings, prepared.train, prepared.evaluation)
+        epoch = self.job.batches.steps_per_epoch
+        self._evaluate_every = max(1, round(settings.evaluate_every * epoch))
+        self._save_every = max(1, round((settings.save_every or settings.evaluate_every) * epoch))
 
     def _initialize(self) -> None:
         """Lets the strategy give its adapter first values."""
@@ -129,9 +146,8 @@ class Session:
         self._print(f"resumed from {checkpoint}")
 
     def _sources(self) -> dict[str, str]:
-        """Returns the fingerprint of the base and of every split, by the file or id that the recipe names."""
-        splits = {str(getattr(self.recipe.data, split)): digest for split, digest in self.data.items()}
-        return {self.recipe.model.name: self.adapted.base.fingerprint, **splits}
+        """Returns the fingerprint of the base and of every source, by the file or id that the recipe names."""
+        return {self.recipe.model.name: self.adapted.base.fingerprint, **self.data}
 
     def _check_sources(self, begun_with: Mapping[str, str]) -> None:
         """Makes sure that the run goes on with the base and the rows that it began with.
@@ -156,11 +172,9 @@ class Session:
             f"({share}); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
         )
         self._print(
-            f"{len(self.splits.train):,} rows, {self.job.total_steps:,} steps, "
+            f"{self.job.total_steps:,} steps of {self.recipe.training.effective_batch} rows, "
             f"{optimizer_name(self.job.optimizer)} at learning rate {self.job.scheduler.peaks[0]:.1e}"
         )
-        for note in self.task.notes:
-            self._print(f"note: {note}")
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -194,7 +208,7 @@ class Session:
         self._log.write(values.pop("step"), {f"train/{name}": value for name, value in values.items()})
         self._progress.step(record)
         self._observe("adaptkit_step_end", record=record)
-        if self.evaluation and self._due(self._evaluate_every):
+        if self.prepared.evaluation and self._due(self._evaluate_every):
             self._evaluate()
         if self._due(self._save_every) or self.best.step == self.job.step:
             self._save()
@@ -206,7 +220,7 @@ class Session:
         job, settings = self.job, self.recipe.training
         tokenizer = self.adapted.base.tokenizer
         figures = evaluate(
-            job.wrapped, self.task, self.evaluation, tokenizer, job.numerics, settings.micro_batch_tokens
+            job.wrapped, self.task, self.prepared.evaluation, tokenizer, job.numerics, settings.micro_batch_tokens
         )
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._check_finite(metrics)

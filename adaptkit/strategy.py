@@ -19,9 +19,10 @@ Importing this module imports no torch, so that names and options can be read an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from adaptkit.recipe import Precision, StrategyOptions
@@ -76,8 +77,8 @@ class AdaptContext:
         family: Of the base model.
         task: Name of the task.
         peft_task_type: PEFT's name for the task (``SEQ_CLS`` …), None where it has none.
-        head_modules: Names of the modules that turn features into the task's outputs.
-        new_modules: Those whose weights are not in the checkpoint; they train unless the strategy opts out.
+        head_modules: Names of the modules that were made for the task; not a language model's own output layer.
+        new_parameters: Those whose values are not in the base's files; they train unless the strategy opts out.
         tokenizer: The base's tokenizer, or None.
         total_steps: Optimizer steps of the whole run; 0 when a trained model is rebuilt, whose `state` must not
             depend on it.
@@ -89,7 +90,7 @@ class AdaptContext:
     task: str
     peft_task_type: str | None
     head_modules: tuple[str, ...]
-    new_modules: tuple[str, ...]
+    new_parameters: tuple[str, ...]
     tokenizer: Any
     total_steps: int
     seed: int
@@ -108,6 +109,19 @@ class FeaturePoint:
     module: str
 
 
+class LazyOptions:
+    """Options that are made when they are first asked for, because making them takes time.
+
+    ``Options = LazyOptions(make)`` in a strategy; its contract is not examined before.
+    """
+
+    def __init__(self, make: Callable[[], type[StrategyOptions]]) -> None:
+        self._make = cache(make)
+
+    def __get__(self, instance: object, owner: type) -> type[StrategyOptions]:
+        return self._make()
+
+
 class Strategy(ABC, Generic[OptionsT]):
     """One way to adapt a pretrained model. Subclass it, set ``name`` and write `adapt`.
 
@@ -115,13 +129,15 @@ class Strategy(ABC, Generic[OptionsT]):
         name: What a recipe calls it.
         Options: Its options, a subclass of `StrategyOptions`; the fields are the keys of ``strategy:``.
         capabilities: What it can do.
-        trains_new_modules: Whether the framework makes newly initialised modules (a fresh head) trainable.
+        trains_new_parameters: Whether the framework makes newly initialised parameters (a fresh head) trainable.
+        unavailable: Why it cannot be chosen although its name is known; None: it can.
     """
 
     name: ClassVar[str]
-    Options: ClassVar[type[StrategyOptions]] = StrategyOptions
+    Options: ClassVar[type[StrategyOptions] | LazyOptions] = StrategyOptions
     capabilities: ClassVar[Capabilities] = Capabilities()
-    trains_new_modules: ClassVar[bool] = True
+    trains_new_parameters: ClassVar[bool] = True
+    unavailable: ClassVar[str | None] = None
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -152,7 +168,7 @@ class Strategy(ABC, Generic[OptionsT]):
 
         Returns:
             The adapted model, of the same call signature; usually the same object. Every parameter with
-            ``requires_grad`` trains. The framework adds new modules and casts all that trains to fp32.
+            ``requires_grad`` trains. The framework adds new parameters and casts all that trains to fp32.
         """
 
     def initialize(self, model: nn.Module, context: AdaptContext, batches: Iterable[Mapping[str, Tensor]]) -> None:

@@ -9,8 +9,9 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -20,7 +21,8 @@ from adaptkit.strategy import JSON, Family
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adaptkit.recipe import DataSpec, ModelSpec, Precision
+    from adaptkit.models.source import ModelSource
+    from adaptkit.recipe import DataSpec, Precision
 
 __all__ = ["BaseModel", "LossSum", "Metrics", "Row", "Splits", "Task", "TaskCapabilities", "TaskOptions"]
 
@@ -44,18 +46,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a run; `evaluation` and `test` may be empty."""
+    """The rows of a run, by the roles of its task; `evaluation` and `test` may be empty.
+
+    Attributes:
+        formats: Names of the formats that the files were read as.
+    """
 
     train: Sequence[Row]
     evaluation: Sequence[Row] = ()
     test: Sequence[Row] = ()
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TaskCapabilities:
-    """Which families a task serves."""
+    """What a task can do.
+
+    Attributes:
+        families: Which families of models it serves.
+        packing: Its features are ``input_ids`` with one of ``labels`` a token and nothing else, so that several
+            may stand in one sequence, each blind to the others.
+        generates: Its figures and predictions come from autoregressive generation.
+    """
 
     families: frozenset[Family]
+    packing: bool = False
+    generates: bool = False
 
 
 @dataclass
@@ -79,8 +95,8 @@ class BaseModel:
         module: Takes ``input_ids`` and ``attention_mask`` of shape ``(batch, seq)`` by keyword.
         tokenizer: Of the base.
         family: encoder, decoder or encoder-decoder.
-        head_modules: Names of the modules of the head.
-        new_modules: Those of them whose weights the checkpoint does not have.
+        head_modules: Names of the modules that were made for the task; not a language model's own output layer.
+        new_parameters: Names of the parameters whose values the base's files do not have.
         fingerprint: Of the base: weights, config, tokenizer and pooling, for provenance.
     """
 
@@ -89,12 +105,15 @@ class BaseModel:
     family: Family
     precision: Precision
     head_modules: tuple[str, ...] = ()
-    new_modules: tuple[str, ...] = ()
+    new_parameters: tuple[str, ...] = ()
     fingerprint: str = ""
 
 
 class Metrics(ABC):
     """Collects figures batch by batch; it never keeps logits."""
+
+    def expect(self, rows: int) -> None:  # noqa: B027 - most need not know
+        """Is told, before the first batch, how many rows will come: who samples can spread over them."""
 
     @abstractmethod
     def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
@@ -126,8 +145,10 @@ class Task(ABC, Generic[OptionsT]):
         roles: Columns that every row needs, by role.
         label_roles: Columns that a labelled row needs besides.
         optional_roles: Columns that a row may have.
+        echoed_roles: Columns that a prediction repeats in front, because it says little without them.
         peft_task_type: PEFT's name for it, or None.
-        best: The figure that chooses the best checkpoint.
+        best: The figure that chooses the best checkpoint; one that depends on the rows is set in `prepare` and
+            `load_state`.
         notes: What a person should know of the data although nothing is wrong (texts that were cut …).
     """
 
@@ -137,8 +158,9 @@ class Task(ABC, Generic[OptionsT]):
     roles: ClassVar[tuple[str, ...]]
     label_roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
+    echoed_roles: ClassVar[tuple[str, ...]] = ()
     peft_task_type: ClassVar[str | None] = None
-    best: ClassVar[Best] = Best("loss", higher_is_better=False)
+    best: Best = Best("loss", higher_is_better=False)
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -168,20 +190,71 @@ class Task(ABC, Generic[OptionsT]):
     def load_state(self, state: Mapping[str, JSON]) -> None:
         """Takes back what `state` gave, in place of `prepare`."""
 
-    @abstractmethod
-    def load_base(self, spec: ModelSpec, precision: Precision, seed: int) -> BaseModel:
-        """Loads the base with a head for this task; a new head is a function of ``seed`` alone."""
+    def from_text(self, text: str) -> dict[str, Any]:
+        """Returns the values, by role, of a row that asks for the prediction of one text."""
+        return {self.roles[0]: text}
+
+    def texts(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Yields the texts of rows, from which a new tokenizer learns its vocabulary."""
+        for row in rows:
+            yield from (value for value in row.values.values() if isinstance(value, str))
+
+    def facts(self) -> list[str]:
+        """Returns lines that tell a person what `prepare` found: label counts, turns, languages."""
+        return []
+
+    def feature_count(self, rows: int) -> int | None:
+        """Returns how many features so many labelled rows give; None: that shows when they are tokenized."""
+        return rows
+
+    # -- from rows to batches ------------------------------------------------------------------------
 
     @abstractmethod
-    def features(self, rows: Sequence[Row], data: DataSpec, tokenizer: Any, max_length: int) -> list[Features]:
+    def features(
+        self, rows: Sequence[Row], data: DataSpec, tokenizer: Any, max_length: int, *, labelled: bool = True
+    ) -> list[Features]:
         """Turns rows into ``input_ids`` (a list of token ids) and whatever `collate` needs.
 
-        Rows without labels (predictions) are allowed.
+        Called before the model is loaded. There may be more or fewer features than rows (blocks of running
+        text).
+
+        Args:
+            rows: Checked, by `prepare` or `check`.
+            data: The recipe's section.
+            tokenizer: Of the base.
+            max_length: Tokens that a feature may have.
+            labelled: Whether the rows are to be learned or measured; else they ask for predictions, have no labels or
+                labels that are not looked at, and give one feature each.
+
+        Raises:
+            DataError: One problem a row that cannot be used (no label is left after the cut …).
         """
+
+    def length(self, feature: Features) -> int:
+        """Returns how many tokens a feature has, on all sides; micro-batches are cut by it."""
+        return len(feature["input_ids"])
+
+    def vary(self, feature: Features, generator: random.Random) -> Features:
+        """Returns a feature as one epoch sees it: masked language modelling draws its masks here.
+
+        A pure function of its arguments, so that neither a resume nor a cut into micro-batches changes it.
+        The generator is that of this row and epoch; in evaluation it is the same every time.
+        """
+        return feature
 
     @abstractmethod
     def collate(self, features: Sequence[Features], tokenizer: Any) -> dict[str, Tensor]:
-        """Pads features to a batch; ``input_ids`` and ``attention_mask`` of shape ``(batch, seq)``."""
+        """Pads features, on the right, to a batch; ``input_ids`` and ``attention_mask`` of ``(batch, seq)``."""
+
+    def preview(self, feature: Features, tokenizer: Any) -> list[tuple[str, bool]]:
+        """Returns what the model reads of a feature, in pieces, each with whether the loss falls on it."""
+        return [(tokenizer.decode(feature["input_ids"]), False)]
+
+    # -- through the model ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+        """Loads the base with a head for this task; whatever is new in it is a function of ``seed`` alone."""
 
     @abstractmethod
     def count(self, batch: Mapping[str, Tensor]) -> float:
@@ -189,7 +262,10 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
-        """Runs the model on a batch and returns the summed loss; labels of -100 do not count."""
+        """Runs the model on a batch and returns the summed loss; labels of -100 do not count.
+
+        A strategy with virtual tokens gives logits for them too, in front: align from the end.
+        """
 
     @abstractmethod
     def metrics(self) -> Metrics:

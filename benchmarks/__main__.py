@@ -2,6 +2,8 @@
 
     python -m benchmarks speed [--rows N] [--rounds K] [--write]
     python -m benchmarks movie-reviews [--seeds 0,1,2] [--write]
+    python -m benchmarks prefix-coverage [--write]
+    python -m benchmarks matrix [--write]
 
 Without a name it measures the speed, which takes minutes; the table of the movie reviews takes hours.
 """
@@ -14,7 +16,12 @@ import sys
 from adaptkit.cli.quiet import quiet_libraries
 from adaptkit.errors import AdaptkitError
 
-MODULES = {"speed": "benchmarks.speed", "movie-reviews": "benchmarks.movie_reviews"}
+MODULES = {
+    "speed": "benchmarks.speed",
+    "movie-reviews": "benchmarks.movie_reviews",
+    "prefix-coverage": "benchmarks.prefix_coverage",
+    "matrix": "benchmarks.matrix",
+}
 
 
 def main(arguments: list[str]) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from adaptkit.models.building import build_model, max_length
+from adaptkit.models.building import build_model
+from adaptkit.models.source import max_length, open_source
 from adaptkit.recipe import Recipe
 from adaptkit.registry import load_registry
 from adaptkit.runner import check, choose, resolve
@@ -88,10 +89,12 @@ def make_workload(rows: int, overrides: Mapping[str, Any] | None = None) -> Work
     registry = load_registry()
     recipe = resolve(RECIPE, {**EQUAL_FOR_ALL, **(overrides or {})}, registry)
     strategy, task = choose(recipe, registry)
-    train = check(recipe, strategy, task).train[:rows]
-    adapted = build_model(recipe, strategy, task, total_steps=total_steps(len(train), recipe.training))
+    train = check(recipe, strategy, task, registry).train[:rows]
+    source = open_source(recipe.model)
+    features = task.features(train, recipe.data, source.tokenizer, max_length(recipe, source))
+    steps = total_steps(len(features), recipe.training)
+    adapted = build_model(recipe, strategy, task, source, total_steps=steps)
     base = adapted.base
-    features = task.features(train, recipe.data, base.tokenizer, max_length(recipe, base))
     factory = registry.optimizer(recipe.training.optimizer)
     job = make_job(adapted, strategy, task, recipe.training, features, factory)
     batches = TrainingBatches(features, task, base.tokenizer, recipe.training)

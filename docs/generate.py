@@ -18,6 +18,7 @@ import typer.main
 from pydantic.fields import FieldInfo
 
 from adaptkit.cli.app import app
+from adaptkit.format import Format
 from adaptkit.plugins import DISTRIBUTION
 from adaptkit.recipe import DataSpec, ModelSpec, Options, TrainingSpec
 from adaptkit.recipe.describe import Description
@@ -26,22 +27,28 @@ from adaptkit.strategy import Family, Strategy
 from adaptkit.task import Task
 
 ROOT = Path(__file__).resolve().parents[1]
+PEFT = "peft:"
+FAMILIES = get_args(Family)
 
 
 def generated() -> dict[str, dict[str, str]]:
     """Returns the tables of each file, by the path of the file and the name of the table."""
     registry = load_registry()
     strategies = _built_in(registry.strategies)
+    own = [strategy for strategy in strategies if not strategy.name.startswith(PEFT)]
+    peft = [strategy for strategy in strategies if strategy.name.startswith(PEFT)]
     return {
         "README.md": {"commands": _commands()},
         "docs/recipes.md": {
             "model": _keys("model", ModelSpec),
             "data": _keys("data", DataSpec),
+            "formats": _formats(_built_in(registry.formats)),
             "training": _keys("training", TrainingSpec),
             "tasks": "\n\n".join(_task(task) for task in _built_in(registry.tasks)),
-            "strategies": "\n\n".join(_strategy(strategy) for strategy in strategies),
+            "strategies": "\n\n".join(_strategy(strategy) for strategy in own),
             "optimizers": ", ".join(f"`{name}`" for name in sorted(registry.optimizers)),
         },
+        "docs/strategies.md": {"peft": _peft(peft, registry.unavailable)},
     }
 
 
@@ -64,15 +71,51 @@ def _built_in(entries: Mapping[str, Entry[Any]]) -> list[Any]:
 
 def _task(task: type[Task[Any]]) -> str:
     families = ", ".join(sorted(task.capabilities.families))
-    columns = ", ".join(f"`{role}`" for role in (*task.roles, *task.label_roles, *task.optional_roles))
+    columns = _roles((*task.roles, *task.label_roles, *task.optional_roles))
     return (
         f"### {task.name}\n\n{_summary(task)} Models: {families}. Columns: {columns}.\n\n{_keys('task', task.Options)}"
     )
 
 
+def _formats(formats: Iterable[type[Format]]) -> str:
+    rows = [(f"`{cls.name}`", _columns(cls), _roles(cls.gives), _summary(cls)) for cls in formats]
+    return _table(("format", "columns", "gives", "what a row is"), rows)
+
+
+def _columns(cls: type[Format]) -> str:
+    names = {
+        role: " or ".join(f"`{name}`" for name in (role, *cls.aliases.get(role, ())))
+        for role in (*cls.roles, *cls.label_roles, *cls.optional_roles)
+    }
+    return ", ".join(f"perhaps {name}" if role in cls.optional_roles else name for role, name in names.items())
+
+
+def _roles(roles: Iterable[str]) -> str:
+    return ", ".join(f"`{role}`" for role in roles)
+
+
+def _peft(strategies: Iterable[type[Strategy[Any]]], unavailable: Mapping[str, str]) -> str:
+    """Returns one row for each PEFT method that runs, then those that do not, with the reason."""
+    rows = []
+    for strategy in strategies:
+        can = strategy.capabilities
+        marks = ["yes" if yes else "" for yes in (can.quantized_base, can.packing, can.mergeable)]
+        families = "all" if len(can.families) == len(FAMILIES) else ", ".join(sorted(can.families))
+        rates = dict.fromkeys(_rates(strategy).values())
+        rows.append((f"`{strategy.name}`", _summary(strategy), families, *marks, ", ".join(rates)))
+    header = ("strategy", "what it does", "families", "4-bit base", "packing", "merges", "learning rate")
+    reasons = "\n".join(f"- `{name}`: {reason}." for name, reason in sorted(unavailable.items()))
+    return f"{_table(header, rows)}\n\nNot offered, and why:\n\n{reasons}"
+
+
+def _rates(strategy: type[Strategy[Any]]) -> dict[str, str]:
+    """Returns the default learning rate by family."""
+    chosen = strategy(strategy.Options.model_construct(name=strategy.name))
+    return {family: f"{chosen.learning_rate(family):.0e}".replace("e-0", "e-") for family in FAMILIES}
+
+
 def _strategy(strategy: type[Strategy[Any]]) -> str:
-    chosen = strategy(strategy.Options(name=strategy.name))
-    rates = {family: f"{chosen.learning_rate(family):.0e}".replace("e-0", "e-") for family in get_args(Family)}
+    rates = _rates(strategy)
     shown = ", ".join(f"{rate} ({family})" for family, rate in rates.items())
     return (
         f"### {strategy.name}\n\n{_summary(strategy)} Learning rate where the recipe names none: {shown}.\n\n"

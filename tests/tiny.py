@@ -148,6 +148,7 @@ def make_job(
     from adaptkit import runner
     from adaptkit.models.building import build_model
     from adaptkit.training.evaluation import eval_mode
+    from adaptkit.training.preparation import prepare
     from adaptkit.training.rng import preserved_rng
     from adaptkit.training.setup import make_job, use_frozen_features
 
@@ -155,9 +156,10 @@ def make_job(
     recipe = runner.resolve(recipe, (), registry)
     chosen, task = runner.choose(recipe, registry)
     strategy = strategy or chosen
-    splits = runner.check(recipe, strategy, task)
-    adapted = build_model(recipe, strategy, task, total_steps=STEPS_PER_EPOCH)
-    features = task.features(splits.train, recipe.data, adapted.base.tokenizer, adapted.max_length)
+    splits = runner.check(recipe, strategy, task, registry)
+    prepared = prepare(recipe, strategy, task, splits)
+    features = prepared.train
+    adapted = build_model(recipe, strategy, task, prepared.source, total_steps=STEPS_PER_EPOCH)
     factory = optimizer or registry.optimizer(recipe.training.optimizer)
     job = make_job(adapted, strategy, task, recipe.training, features, factory)
     use_frozen_features(job, adapted, recipe.training, features)
@@ -170,8 +172,9 @@ def prepared_task(recipe: Recipe) -> Task[Any]:
     """Returns the recipe's task after it has seen the rows."""
     from adaptkit import runner
 
-    strategy, task = runner.choose(recipe, load_registry())
-    runner.check(recipe, strategy, task)
+    registry = load_registry()
+    strategy, task = runner.choose(recipe, registry)
+    runner.check(recipe, strategy, task, registry)
     return task
 
 

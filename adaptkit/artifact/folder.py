@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, where one was trained on the rows."""
+        return self.path / "tokenizer"
+
+    @property
+    def model(self) -> Path:
+        """The run as an ordinary model, once another run has started from it."""
+        return self.path / "model"
+
+    @property
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
@@ -70,10 +81,10 @@ class RunFolder:
             ) from error
 
     def release(self) -> None:
-        """Gives the folder up where the run has left nothing but its recipe in it: it ended before its first step."""
-        if self.path.is_dir() and [entry.name for entry in self.path.iterdir()] == [self.recipe.name]:
-            self.recipe.unlink()
-            self.path.rmdir()
+        """Gives the folder up where a run has left only what it began with: it ended before its first step."""
+        begun_with = {self.recipe.name, self.tokenizer.name}
+        if self.recipe.is_file() and {entry.name for entry in self.path.iterdir()} <= begun_with:
+            shutil.rmtree(self.path)
 
     def next_free(self) -> RunFolder:
         """Returns this folder if it is free, else ``NAME-2``, ``NAME-3`` …"""

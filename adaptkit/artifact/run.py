@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS, sha256
-from adaptkit.data.columns import select_columns
-from adaptkit.data.sources import read_rows
+from adaptkit.data.splits import load_rows, load_split
 from adaptkit.errors import CheckpointError, DataError
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import Registry, load_registry
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptkit.models.building import AdaptedModel
-    from adaptkit.strategy import JSON
+    from adaptkit.models.source import ModelSource
+    from adaptkit.recipe import Precision
+    from adaptkit.strategy import JSON, Strategy
     from adaptkit.task import Task
 
 
@@ -42,6 +43,8 @@ class Run:
     Attributes:
         directory: Its folder.
         recipe: As it ran.
+        strategy: Adapted the model.
+        task: As it was trained for.
         results: Final figures, seconds, peak memory, counted parameters.
     """
 
@@ -51,6 +54,7 @@ class Run:
         self._registry: Registry = load_registry()
         self._record = _read_record(self._adapter / PROVENANCE, directory)
         self.recipe: Recipe = parse_recipe(self._record["recipe"], resolver=self._registry)
+        self.strategy: Strategy[Any] = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
         self.results: dict[str, Any] = _read_json(RunFolder(directory).results) or {}
         self.task: Task[Any] = self._registry.task(self.recipe.task.name)(self.recipe.task)
         self.task.load_state(self._record["task_state"])
@@ -71,31 +75,41 @@ class Run:
     @property
     def tokenizer(self) -> Any:
         """The base's tokenizer."""
-        return self._adapted.base.tokenizer
+        return self.source.tokenizer
 
     @property
     def base(self) -> Any:
         """A fresh copy of the base with the task's untrained head, as other libraries load adapters onto it."""
         from adaptkit.models.precision import choose_numerics
 
-        strategy = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
-        precision = choose_numerics(self.recipe, strategy).precision
-        return self.task.load_base(self.recipe.model, precision, self.recipe.training.seed).module.eval()
+        precision = choose_numerics(self.recipe, self.strategy).precision
+        return self.task.load_base(self.source, precision, self.recipe.training.seed).module.eval()
 
-    def predict(self, texts: Sequence[str] | Sequence[Row]) -> list[dict[str, JSON]]:
+    @property
+    def base_precision(self) -> Precision:
+        """How the base was stored."""
+        precision: Precision = self._record["base"]["precision"]
+        return precision
+
+    def mergeable_strategies(self) -> list[str]:
+        """Returns the names of the installed strategies that can become part of their base."""
+        entries = self._registry.strategies.items()
+        return sorted(name for name, entry in entries if entry.value.capabilities.mergeable)
+
+    def predict(self, texts: Sequence[str | Row]) -> list[dict[str, JSON]]:
         """Returns one prediction per text, in their order.
 
         Raises:
             DataError: A text is empty or no text at all.
         """
         rows = [
-            row if isinstance(row, Row) else Row({self.task.roles[0]: row}, f"text {i}")
-            for i, row in enumerate(texts, 1)
+            text if isinstance(text, Row) else Row(self.task.from_text(text), f"text {i}")
+            for i, text in enumerate(texts, 1)
         ]
         self.task.check(rows, labelled=False)
         from adaptkit.training.evaluation import inference, ordered_batches
 
-        adapted, features = self._adapted, self._features(rows)
+        adapted, features = self._adapted, self._features(rows, labelled=False)
         predictions: list[dict[str, JSON]] = [{}] * len(rows)
         batches = ordered_batches(
             self.task, features, self.tokenizer, adapted.numerics, self.recipe.training.micro_batch_tokens
@@ -103,7 +117,8 @@ class Run:
         with inference(adapted.model, adapted.numerics):
             for indices, batch in batches:
                 for index, prediction in zip(indices, self.task.predict(adapted.model, batch), strict=True):
-                    predictions[index] = prediction
+                    echo = {role: rows[index].values[role] for role in self.task.echoed_roles}
+                    predictions[index] = {**echo, **prediction}
         return predictions
 
     def predict_file(self, source: str) -> list[dict[str, JSON]]:
@@ -118,12 +133,9 @@ class Run:
         """
         from adaptkit.training.evaluation import evaluate
 
-        source = source or self.recipe.data.test or self.recipe.data.evaluation
-        if source is None:
-            raise DataError("the recipe names neither a test nor an evaluation split", fix="name a file: --data FILE")
-        rows = self._rows(source, labelled=True)
+        rows = self._held_out() if source is None else self._rows(source, labelled=True)
         self.task.check(rows, labelled=True)
-        adapted, features = self._adapted, self._features(rows)
+        adapted, features = self._adapted, self._features(rows, labelled=True)
         return evaluate(
             adapted.model,
             self.task,
@@ -134,11 +146,32 @@ class Run:
         )
 
     @cached_property
+    def source(self) -> ModelSource:
+        """What the base is loaded from: its config and tokenizer, no weights."""
+        from adaptkit.artifact.merging import base_spec
+        from adaptkit.models.source import open_source
+
+        return open_source(base_spec(self.recipe.model), tokenizer_folder=self._adapter / "tokenizer")
+
+    @cached_property
     def _adapted(self) -> AdaptedModel:
+        return self.build()
+
+    def build(self, precision: Precision | None = None) -> AdaptedModel:
+        """Builds the adapted model anew and fills in what was trained.
+
+        Args:
+            precision: Storage of the base; default: as it ran.
+
+        Raises:
+            CheckpointError: The base is not the one that was adapted, or the saved tensors are damaged.
+        """
         from adaptkit.models.building import build_model
 
-        strategy = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
-        adapted = build_model(self.recipe, strategy, self.task)
+        recipe = self.recipe
+        if precision is not None:
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"precision": precision})})
+        adapted = build_model(recipe, self.strategy, self.task, self.source)
         expected = self._record["base"]["fingerprint"]
         if adapted.base.fingerprint != expected:
             raise CheckpointError(
@@ -147,8 +180,7 @@ class Run:
                 allowed=expected,
                 fix="restore the base model's files; the adapter means nothing on another one",
             )
-        tensors = self._tensors()
-        strategy.load_state(adapted.model, tensors)
+        self.strategy.load_state(adapted.model, self._tensors())
         adapted.model.eval()
         return adapted
 
@@ -166,15 +198,18 @@ class Run:
         return tensors
 
     def _rows(self, source: str, *, labelled: bool) -> list[Row]:
-        """Reads a data file; the columns of the recipe count where the rows need them."""
-        task = self.task
-        needed = (*task.roles, *task.label_roles) if labelled else task.roles
-        known = (*needed, *task.optional_roles)
-        columns = {role: column for role, column in self.recipe.data.columns.items() if role in known}
-        return select_columns(read_rows(source), needed, columns, optional=task.optional_roles)
+        return load_rows(source, self.recipe.data, self.task, self._registry.format_classes(), labelled=labelled)
 
-    def _features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        return self.task.features(rows, self.recipe.data, self.tokenizer, self._adapted.max_length)
+    def _held_out(self) -> list[Row]:
+        """Reads the rows on which the recipe measures a run."""
+        split = self.recipe.data.held_out
+        if split is None:
+            raise DataError("the recipe names neither a test nor an evaluation split", fix="name a file: --data FILE")
+        return load_split(self.recipe.data, split, self.task, self._registry.format_classes())
+
+    def _features(self, rows: Sequence[Row], *, labelled: bool) -> list[dict[str, Any]]:
+        length = self._adapted.max_length
+        return self.task.features(rows, self.recipe.data, self.tokenizer, length, labelled=labelled)
 
 
 def _read_record(path: Path, directory: Path) -> dict[str, Any]:

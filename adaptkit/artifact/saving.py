@@ -15,6 +15,7 @@ from adaptkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from adaptkit.models.building import AdaptedModel
+    from adaptkit.models.source import ModelSource
     from adaptkit.registry import Registry
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task
@@ -44,7 +45,7 @@ def save_adapter(
         strategy: Of the run.
         task: Of the run.
         registry: Knows which distribution the strategy came from.
-        data: sha256 of each split, by name.
+        data: sha256 of each source, by the name that the recipe gives it.
     """
     from safetensors.torch import save_file
 
@@ -54,7 +55,8 @@ def save_adapter(
     tensors = {name: tensor.contiguous().cpu().clone() for name, tensor in strategy.state(adapted.model).items()}
     save_file(tensors, staged / TENSORS, metadata={"format": "pt"})
     for name, value in strategy.adapter_files(adapted.model).items():
-        write_json(staged / name, {**value, "base_model_name_or_path": recipe.model.name})
+        write_json(staged / name, {**value, "base_model_name_or_path": adapted.source.spec.name})
+    _save_tokenizer(adapted.source, staged / "tokenizer")
     origin = registry.strategies[strategy.name]
     write_json(
         staged / PROVENANCE,
@@ -76,6 +78,16 @@ def save_adapter(
     if folder.exists():
         shutil.rmtree(folder)
     staged.rename(folder)
+
+
+def _save_tokenizer(source: ModelSource, folder: Path) -> None:
+    """Keeps a tokenizer that the base's files do not have: file by file the one that the run trained, or one that
+    gained tokens, for other libraries.
+    """
+    if source.tokenizer_folder is not None:
+        shutil.copytree(source.tokenizer_folder, folder)
+    elif source.spec.new_tokens:
+        source.tokenizer.save_pretrained(folder)
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands that only look, and import no torch: validate, schema, strategies, tasks, optimizers, plugins."""
+"""Commands that only look, and import no torch: validate, schema, strategies, tasks, formats, optimizers, plugins."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from adaptkit.plugins import PluginInfo
     from adaptkit.recipe import Options, Recipe
     from adaptkit.registry import Entry, Registry
-    from adaptkit.task import Splits
+    from adaptkit.task import Splits, Task
 
-PLURALS = {"strategy": "strategies", "task": "tasks", "optimizer": "optimizers"}
+PLURALS = {"strategy": "strategies", "task": "tasks", "format": "formats", "optimizer": "optimizers"}
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (validate, schema, strategies, tasks, optimizers, plugins):
+    for command in (validate, schema, strategies, tasks, formats, optimizers, plugins):
         app.command(command.__name__)(command)
 
 
@@ -40,12 +40,12 @@ def validate(
     registry = load_registry()
     parsed = resolve(recipe, overrides or (), registry)
     strategy, task = choose(parsed, registry)
-    splits = check(parsed, strategy, task)
+    splits = check(parsed, strategy, task, registry)
     if resolved:
         print(dump_recipe(parsed), end="")
         return
     print(f"{recipe} is good: {strategy.name} on {parsed.model.name} for {task.name}")
-    _print_plan(parsed, splits)
+    _print_plan(parsed, task, splits)
     for note in task.notes:
         print(f"note: {note}")
 
@@ -95,6 +95,18 @@ def tasks(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None) ->
     print(f"\nmodels: {_words(task.capabilities.families)}")
 
 
+def formats() -> None:
+    """List the formats of rows and their columns."""
+    from adaptkit.registry import load_registry
+
+    registry = load_registry()
+    rows = (
+        (name, ", ".join((*entry.value.roles, *entry.value.label_roles)), ", ".join(entry.value.gives))
+        for name, entry in sorted(registry.formats.items())
+    )
+    print_table(("FORMAT", "COLUMNS", "BECOME"), rows)
+
+
 def optimizers() -> None:
     """List the optimizers."""
     from adaptkit.registry import load_registry
@@ -118,15 +130,16 @@ def plugins() -> None:
         print(f"\n{Problem(found, where=f'entry point {failure.entry_point}', fix=failure.fix)}")
 
 
-def _print_plan(recipe: Recipe, splits: Splits) -> None:
+def _print_plan(recipe: Recipe, task: Task[Any], splits: Splits) -> None:
     from adaptkit.training.batches import total_steps
 
     rows = {"train": splits.train, "evaluation": splits.evaluation, "test": splits.test}
     settings = recipe.training
     rate = "the strategy's" if settings.learning_rate is None else f"{settings.learning_rate:.1e}"
     print(f"  rows:    {', '.join(f'{len(split):,} {name}' for name, split in rows.items() if split)}")
-    steps = total_steps(len(splits.train), settings)
-    print(f"  steps:   {steps:,} of {settings.effective_batch} rows each, learning rate {rate}")
+    features = task.feature_count(len(splits.train))
+    steps = "known when the rows are tokenized," if features is None else f"{total_steps(features, settings):,}"
+    print(f"  steps:   {steps} of {settings.effective_batch} rows each, learning rate {rate}")
     taken = "; there already: the run needs --new or --resume" if Path(recipe.output).exists() else ""
     print(f"  output:  {recipe.output}{taken}")
 

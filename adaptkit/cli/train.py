@@ -1,4 +1,4 @@
-"""Commands that train: run (alias train), compare."""
+"""Commands that train, or show what would train: run (alias train), preview, compare."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("run")(run)
     app.command("train", hidden=True)(run)
+    app.command("preview")(preview)
     app.command("compare")(compare)
 
 
@@ -40,6 +41,18 @@ def run(
     console.print(f"done in {duration(finished.results['seconds'])}: {figures or 'nothing was evaluated'}")
     console.print(f"saved in {finished.directory}")
     console.print(f'ask it:  adaptkit predict {finished.directory} --text "…"')
+
+
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="How many rows are shown.")] = 3,
+) -> None:
+    """Show the rows as the model will read them."""
+    from adaptkit.runner import preview as preview_recipe
+
+    for line in preview_recipe(recipe, overrides or (), examples=examples):
+        print(line)
 
 
 def compare(

@@ -27,8 +27,9 @@ def evaluate(
     from adaptkit.artifact.run import load
 
     finished = load(run)
-    source = data or finished.recipe.data.test or finished.recipe.data.evaluation
-    figures = finished.evaluate(source)
+    figures = finished.evaluate(data)
+    measured = finished.recipe.data
+    source = data or measured.named(measured.held_out or "evaluation")
     print(f"{source}: " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
 

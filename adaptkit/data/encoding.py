@@ -18,15 +18,22 @@ class EncodedTexts:
         token_type_ids: 0 for the first text of a pair, 1 for the second; None without pairs, or where the
             model knows no such thing.
         truncated: How many texts were longer than allowed and were cut.
+        offsets: Begin and end of every token in its text, in characters; None where they were not asked for.
     """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None
     truncated: int
+    offsets: list[list[tuple[int, int]]] | None = None
 
 
 def encode_texts(
-    texts: Sequence[str], tokenizer: Any, max_length: int, *, pairs: Sequence[str] | None = None
+    texts: Sequence[str],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    pairs: Sequence[str] | None = None,
+    with_offsets: bool = False,
 ) -> EncodedTexts:
     """Tokenizes all texts in one call, and once more those that have to be cut.
 
@@ -35,6 +42,7 @@ def encode_texts(
         tokenizer: A ``transformers`` tokenizer.
         max_length: Tokens that a text may have, special tokens included; the longer text of a pair is cut first.
         pairs: The second text of each pair, as many as ``texts``.
+        with_offsets: Whether the tokens' offsets are returned too.
 
     Raises:
         RecipeError: ``max_length`` leaves no room for a token beside the special ones.
@@ -53,14 +61,15 @@ def encode_texts(
         return EncodedTexts([], None, 0)
     with_types = pairs is not None and "token_type_ids" in tokenizer.model_input_names
     options = {"return_attention_mask": False, "return_token_type_ids": with_types, "verbose": False}
-    encoded = tokenizer(list(texts), None if pairs is None else list(pairs), **options)
-    input_ids, types = encoded["input_ids"], encoded["token_type_ids"] if with_types else None
-    long = [index for index, ids in enumerate(input_ids) if len(ids) > max_length]
+    if with_offsets:
+        options["return_offsets_mapping"] = True
+    encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
+    long = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
     if long:
         second = None if pairs is None else [pairs[index] for index in long]
         cut = tokenizer([texts[index] for index in long], second, truncation=True, max_length=max_length, **options)
-        for position, index in enumerate(long):
-            input_ids[index] = cut["input_ids"][position]
-            if types is not None:
-                types[index] = cut["token_type_ids"][position]
-    return EncodedTexts(input_ids, types, len(long))
+        for key, rows in encoded.items():
+            for position, index in enumerate(long):
+                rows[index] = cut[key][position]
+    types = encoded["token_type_ids"] if with_types else None
+    return EncodedTexts(encoded["input_ids"], types, len(long), encoded.get("offset_mapping"))

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder saved by ``datasets``, or a data set on the Hugging Face hub.
+"""Where rows come from: a file, a folder of texts, one saved by ``datasets``, or a data set on the Hugging Face hub.
 
 Nothing that is read can run code: text and columnar formats only, and ``datasets`` runs no loading scripts.
 """
@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.data.formats import READERS
-from adaptkit.data.problems import enumerate_names
-from adaptkit.errors import DataError, did_you_mean
+from adaptkit.data.problems import data_error, enumerate_names
+from adaptkit.data.readers import READERS
+from adaptkit.errors import DataError, Problem, did_you_mean
 from adaptkit.task import Row
 
 if TYPE_CHECKING:
@@ -22,14 +23,19 @@ if TYPE_CHECKING:
 
 # The owner is required: `datasets` takes a bare name for one of its builders ("json", "sql").
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-SOURCES = f"a file ({', '.join(READERS)}), a folder saved by `datasets`, or a hub id such as stanfordnlp/imdb:train"
+SOURCES = (
+    f"a file ({', '.join(READERS)}), a folder of .txt files or one saved by `datasets`, "
+    "or a hub id such as stanfordnlp/imdb:train"
+)
+SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
 def read_rows(source: str) -> list[Row]:
     """Reads every row of a source.
 
     Args:
-        source: A file, a folder saved by ``datasets`` or a hub id; the last two take ``:split`` at the end.
+        source: A file, a folder of texts, a folder saved by ``datasets`` or a hub id; the last two take ``:split``
+            at the end.
 
     Returns:
         At least one row; `Row.where` is ``file:line`` for formats of lines, else ``source, row k``.
@@ -39,7 +45,12 @@ def read_rows(source: str) -> list[Row]:
     """
     name, split = _resolve(source)
     path = _local(name)
-    rows = _file_rows(path) if path.is_file() else _dataset_rows(name, split)
+    if path.is_file():
+        rows = _file_rows(path)
+    elif texts := _texts(path):
+        rows = _folder_rows(texts, split)
+    else:
+        rows = _dataset_rows(name, split)
     if not rows:
         raise DataError("there are no rows in it", where=source, allowed="at least one row", fix="check the export")
     return rows
@@ -105,7 +116,37 @@ def _file_rows(path: Path) -> list[Row]:
             raise DataError("the file is empty", where=str(path), allowed="at least one row", fix="check the export")
         return reader(path)
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from None
+        reason = error.strerror or error
+        fix = "check that it is there and that you may read it"
+        raise DataError(f"the file cannot be read: {reason}", where=str(path), fix=fix) from None
+
+
+def _texts(folder: Path) -> list[Path]:
+    """Returns the files of a folder whose data are .txt files and nothing else."""
+    if not folder.is_dir() or any((folder / file).is_file() for file in SAVED_BY_DATASETS):
+        return []
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix.lower() in READERS]
+    return files if all(file.suffix.lower() == ".txt" for file in files) else []
+
+
+def _folder_rows(texts: Sequence[Path], split: str | None) -> list[Row]:
+    """Reads one row a file.
+
+    Raises:
+        DataError: A split is asked for; one problem for each file that is empty or not UTF-8.
+    """
+    if split is not None:
+        raise DataError(f"a folder of texts has no split {split!r}", where=str(texts[0].parent), fix="name the folder")
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for file in texts:
+        try:
+            rows += _file_rows(file)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise data_error(problems)
+    return rows
 
 
 def _dataset_rows(name: str, split: str | None) -> list[Row]:
@@ -132,7 +173,7 @@ def _load_dataset(name: str) -> Any:
     import datasets
 
     folder = _local(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+    if folder.is_dir() and not any((folder / file).is_file() for file in SAVED_BY_DATASETS):
         files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in READERS)
         raise DataError(
             "the folder holds no data set saved by `datasets`",

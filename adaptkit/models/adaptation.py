@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext) -> nn.Module:
     """Freezes the base, lets the strategy adapt it, and makes sure that what trains can train.
 
-    New modules train unless the strategy opts out, and every trainable parameter is fp32, whatever the
+    New parameters train unless the strategy opts out, and every trainable parameter is fp32, whatever the
     base's precision: steps of a small learning rate vanish in bf16.
 
     Raises:
@@ -34,9 +34,9 @@ def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext)
             fix="set model.precision to bf16 or fp32, or choose a strategy that leaves the base frozen; "
             "its author declares this with Capabilities(quantized_base=False)",
         ) from error
-    if strategy.trains_new_modules:
-        for name in context.new_modules:
-            base.module.get_submodule(name).requires_grad_(True)
+    if strategy.trains_new_parameters:
+        for name in context.new_parameters:
+            base.module.get_parameter(name).requires_grad_(True)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError(

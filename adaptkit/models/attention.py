@@ -26,25 +26,29 @@ from adaptkit.errors import ModelError
 IMPLEMENTATION = "adaptkit_prefix"
 CHILD = "prefix_kv"
 
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 _HEADS = ("num_heads", "n_heads", "num_attention_heads")
-_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
+_KEY_DIM = ("qk_head_dim", "head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
+# Latent attention (DeepSeek-V2) has values of another size than keys.
+_VALUE_DIM = ("v_head_dim",)
 
 
 class PrefixKV(nn.Module):
     """The learned keys and values of one attention layer, fp32 whatever the base's precision.
 
     Attributes:
-        key: ``(kv_heads, num_virtual_tokens, head_dim)``, as it stands after any rotation.
-        value: Of the same shape.
+        key: ``(kv_heads, num_virtual_tokens, key_dim)``, as it stands after any rotation.
+        value: ``(kv_heads, num_virtual_tokens, value_dim)``.
         enabled: Whether they are put in front; when not, the layer behaves as the base's does.
     """
 
-    def __init__(self, kv_heads: int, num_virtual_tokens: int, head_dim: int, device: torch.device) -> None:
+    def __init__(
+        self, kv_heads: int, num_virtual_tokens: int, key_dim: int, value_dim: int, device: torch.device
+    ) -> None:
         super().__init__()
-        shape = (kv_heads, num_virtual_tokens, head_dim)
-        self.key = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
-        self.value = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=device))
+        shape = (kv_heads, num_virtual_tokens)
+        self.key = nn.Parameter(torch.zeros((*shape, key_dim), dtype=torch.float32, device=device))
+        self.value = nn.Parameter(torch.zeros((*shape, value_dim), dtype=torch.float32, device=device))
         self.enabled = True
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +57,11 @@ class PrefixKV(nn.Module):
         Raises:
             ModelError: The layer has other heads than its config says.
         """
-        expected = (self.key.shape[0], self.key.shape[2])
-        for states in (key, value):
-            if (states.shape[1], states.shape[3]) != expected:
+        for prefix, states in ((self.key, key), (self.value, value)):
+            if (states.shape[1], states.shape[3]) != (prefix.shape[0], prefix.shape[2]):
                 raise _refusal(
                     f"an attention layer has {states.shape[1]} key/value heads of size {states.shape[3]} "
-                    f"where the model's config says {expected[0]} of size {expected[1]}"
+                    f"where the model's config says {prefix.shape[0]} of size {prefix.shape[2]}"
                 )
         if not self.enabled:
             return key, value
@@ -150,7 +153,7 @@ def attach_prefixes(model: nn.Module, num_virtual_tokens: int) -> list[str]:
     unreachable = f"{kind} does not let its attention be extended, so it cannot carry a prefix"
     if not layers or not backbones or not all(backbone._supports_sdpa for backbone in backbones):
         raise _refusal(unreachable)
-    shapes = {name: _key_shape(name, layer) for name, layer in layers.items()}
+    shapes = {name: _head_shape(name, layer) for name, layer in layers.items()}
     register_prefix_attention()
     for backbone in backbones:
         if backbone.config._attn_implementation != IMPLEMENTATION:
@@ -158,8 +161,9 @@ def attach_prefixes(model: nn.Module, num_virtual_tokens: int) -> list[str]:
     if any(layer.config._attn_implementation != IMPLEMENTATION for layer in layers.values()):
         raise _refusal(unreachable)
     for name, layer in layers.items():
-        kv_heads, head_dim = shapes[name]
-        layer.add_module(CHILD, PrefixKV(kv_heads, num_virtual_tokens, head_dim, next(layer.parameters()).device))
+        kv_heads, key_dim, value_dim = shapes[name]
+        device = next(layer.parameters()).device
+        layer.add_module(CHILD, PrefixKV(kv_heads, num_virtual_tokens, key_dim, value_dim, device))
     return [f"{name}.{CHILD}" for name in layers]
 
 
@@ -272,16 +276,16 @@ def _dispatches(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
-def _key_shape(name: str, layer: nn.Module) -> tuple[int, int]:
-    """Returns the number of key/value heads of an attention layer and their size."""
+def _head_shape(name: str, layer: nn.Module) -> tuple[int, int, int]:
+    """Returns the number of key/value heads of an attention layer, and the size of their keys and of their values."""
     config: Any = layer.config
     heads = _first_int(_KV_HEADS, layer, config) or _first_int(_HEADS, layer, config)
-    size = _first_int(_HEAD_DIM, layer, config)
+    size = _first_int(_KEY_DIM, layer, config)
     if size is None and hasattr(config, "hidden_size") and hasattr(config, "num_attention_heads"):
         size = int(config.hidden_size // config.num_attention_heads)
     if heads is None or size is None:
         raise _refusal(f"neither {type(layer).__name__} nor its config tells its key/value heads and their size", name)
-    return heads, size
+    return heads, size, _first_int(_VALUE_DIM, layer) or size
 
 
 def _first_int(names: Iterable[str], *owners: object) -> int | None:

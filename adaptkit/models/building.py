@@ -12,7 +12,9 @@ from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.layers import count_parameters
+from adaptkit.models.new_tokens import new_row_parameters
 from adaptkit.models.precision import Numerics, choose_numerics
+from adaptkit.models.source import ModelSource, max_length
 from adaptkit.strategy import AdaptContext
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class AdaptedModel:
         max_length: Tokens that a row may have.
         trainable_parameters: How many parameters train, before a strategy narrows it step by step.
         total_parameters: How many it has.
+        source: What the base was loaded from.
     """
 
     model: nn.Module
@@ -42,32 +45,37 @@ class AdaptedModel:
     max_length: int
     trainable_parameters: int
     total_parameters: int
+    source: ModelSource
 
 
-def build_model(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], *, total_steps: int = 0) -> AdaptedModel:
+def build_model(
+    recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource, *, total_steps: int = 0
+) -> AdaptedModel:
     """Loads the base with the task's head and lets the strategy adapt it.
 
     New weights are a function of ``training.seed`` alone.
 
     Args:
-        recipe: Names the base and its precision.
+        recipe: Names the base's precision.
         strategy: Adapts.
         task: Has been prepared, or has been given its state.
+        source: Of the base.
         total_steps: Of the run; 0 when a trained model is rebuilt.
 
     Raises:
         ModelError: The base cannot be loaded or adapted.
         RecipeError: The strategy or the task does not serve this family.
     """
+    check_compatibility(recipe, strategy, task, source.family)
     numerics = choose_numerics(recipe, strategy)
-    base = task.load_base(recipe.model, numerics.precision, recipe.training.seed)
-    check_compatibility(recipe, strategy, task, base.family)
+    base = task.load_base(source, numerics.precision, recipe.training.seed)
+    base.new_parameters = tuple(dict.fromkeys((*base.new_parameters, *new_row_parameters(base.module))))
     context = AdaptContext(
         family=base.family,
         task=task.name,
         peft_task_type=task.peft_task_type,
         head_modules=base.head_modules,
-        new_modules=base.new_modules,
+        new_parameters=base.new_parameters,
         tokenizer=base.tokenizer,
         total_steps=total_steps,
         seed=recipe.training.seed,
@@ -78,37 +86,8 @@ def build_model(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], *, tot
         model = adapt_model(strategy, base, context).to(numerics.device)
     if recipe.training.gradient_checkpointing:
         _checkpoint_gradients(model)
-    length = max_length(recipe, base, strategy.extra_positions())
-    return AdaptedModel(model, base, context, numerics, length, *count_parameters(model))
-
-
-def max_length(recipe: Recipe, base: BaseModel, extra_positions: int = 0) -> int:
-    """Returns the tokens that a row may have: what the recipe says, at most what the base can take.
-
-    Args:
-        recipe: May ask for less.
-        base: Has so many positions.
-        extra_positions: Of them, those that the strategy takes.
-
-    Raises:
-        ModelError: The recipe asks for more positions than the base has.
-    """
-    config: Any = getattr(base.module, "config", None)
-    limits = [
-        limit
-        for limit in (base.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        if limit and limit < 10**6  # tokenizers without a limit say so with a huge number
-    ]
-    limit = min(limits, default=2048) - extra_positions
-    wanted = recipe.data.max_length or limit
-    if wanted > limit:
-        raise ModelError(
-            f"data.max_length is {wanted}, but {recipe.model.name!r} takes {limit} tokens",
-            where="data.max_length",
-            allowed=f"1 to {limit}",
-            fix=f"set data.max_length to {limit} or less, or leave it out",
-        )
-    return wanted
+    length = max_length(recipe, source, strategy.extra_positions())
+    return AdaptedModel(model, base, context, numerics, length, *count_parameters(model), source)
 
 
 def _checkpoint_gradients(model: nn.Module) -> None:

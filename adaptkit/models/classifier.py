@@ -5,69 +5,44 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import ModelError
-from adaptkit.models.family import family_of
-from adaptkit.models.loading import base_fingerprint, load_config, load_model, load_tokenizer
+from adaptkit.models.heads import LinearHead, has_native_head, load_backbone, load_native_head, with_linear_head
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
-    from adaptkit.recipe import ModelSpec, Precision
+    from adaptkit.models.source import ModelSource
+    from adaptkit.recipe import Precision
 
 Pooling: TypeAlias = Literal["auto", "native", "cls", "mean", "last"]
+# Keys of sentence-transformers' 1_Pooling/config.json.
+SENTENCE_POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
 
 
-class PooledClassifier(nn.Module):
+class PooledClassifier(LinearHead):
     """A backbone, a pooling over its last hidden states, and a linear classifier.
 
     Args:
         backbone: Gives ``last_hidden_state`` of shape ``(batch, seq, hidden)``.
         pooling: ``mean`` over real tokens, ``cls`` (the first token) or ``last`` (the last real token).
-        num_labels: Rows of the classifier.
+        num_labels: Rows of the classifier; its logits are of shape ``(batch, num_labels)``.
         dropout: Before the classifier.
     """
 
     def __init__(self, backbone: nn.Module, pooling: Pooling, num_labels: int, dropout: float) -> None:
-        super().__init__()
-        config: Any = backbone.config
-        config.num_labels = num_labels
-        self.config = config
+        super().__init__(backbone, num_labels, dropout)
         self.pooling = pooling
-        self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
-        nn.init.zeros_(self.classifier.bias)
 
-    @property
-    def is_loaded_in_4bit(self) -> bool:
-        """Whether the backbone is NF4; PEFT asks the model that it injects into."""
-        return bool(getattr(self.backbone, "is_loaded_in_4bit", False))
-
-    @property
-    def is_loaded_in_8bit(self) -> bool:
-        """Whether the backbone is int8; PEFT asks the model that it injects into."""
-        return bool(getattr(self.backbone, "is_loaded_in_8bit", False))
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the backbone's token embedding."""
-        embeddings: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
-        return embeddings
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
-        """Returns an output with ``logits`` of shape ``(batch, num_labels)``."""
-        from transformers.modeling_outputs import SequenceClassifierOutput
-
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
-        pooled = self._pool(hidden, attention_mask).to(self.classifier.weight.dtype)
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
-
-    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Reduces ``(batch, seq, hidden)`` to ``(batch, hidden)``."""
+    def reduce(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pools ``(batch, seq, hidden)`` to ``(batch, hidden)``."""
         if self.pooling == "mean":
             weights = mask.unsqueeze(-1).to(torch.float32)
             return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
@@ -78,7 +53,7 @@ class PooledClassifier(nn.Module):
 
 
 def load_classifier(
-    spec: ModelSpec,
+    source: ModelSource,
     *,
     precision: Precision,
     seed: int,
@@ -89,85 +64,60 @@ def load_classifier(
     """Loads a base and gives it a classification head whose weights are a function of `seed` alone.
 
     Args:
-        spec: Which base.
+        source: Which base.
         precision: Storage of its weights.
         seed: Of the new head.
         labels: Names, in the order of the logits.
-        pooling: ``native`` is the head class that transformers has for the architecture; ``auto`` takes the
-            pooling that the base was trained with where it says so (sentence encoders), else ``native``.
+        pooling: How token features become one vector; see `default_pooling` for ``auto``.
         dropout: Before the classifier of a pooled head.
 
     Raises:
-        ModelError: The base cannot be loaded, or cannot classify.
+        ModelError: The base cannot be loaded, or has no native classification head and one was asked for.
     """
-    config = load_config(spec)
-    family = family_of(config.to_dict())
-    if family == "encoder-decoder":
+    from transformers import AutoModelForSequenceClassification
+
+    if pooling == "auto":
+        pooling = default_pooling(source)
+    if pooling == "native" and not has_native_head(AutoModelForSequenceClassification, source):
         raise ModelError(
-            f"{spec.name!r} is an encoder-decoder",
-            allowed="encoders and decoders for text-classification",
-            fix="choose an encoder (BERT, RoBERTa, ModernBERT, MiniLM …)",
+            f"transformers has no classification model for {source.config.model_type!r}",
+            where="task.pooling",
+            allowed="auto, cls, mean, last",
+            fix="leave task.pooling out",
         )
-    pooling = trained_pooling(spec.name) if pooling == "auto" else pooling
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if pooling == "native":
-            module, head, new = _native_head(spec, precision, labels)
-        else:
-            backbone = _backbone(spec, precision)
-            module = PooledClassifier(backbone, pooling, len(labels), dropout)
-            head = new = ("classifier",)
-    return BaseModel(
-        module=module,
-        tokenizer=load_tokenizer(spec),
-        family=family,
-        precision=precision,
-        head_modules=head,
-        new_modules=new,
-        fingerprint=base_fingerprint(spec, config),
-    )
+            return load_native_head(AutoModelForSequenceClassification, source, precision, labels)
+        head = PooledClassifier(load_backbone(source, precision), pooling, len(labels), dropout)
+        return with_linear_head(head, source, precision)
 
 
-def trained_pooling(name: str) -> Pooling:
-    """Returns the pooling that a sentence encoder says it was trained with, else ``native``."""
+def default_pooling(source: ModelSource) -> Pooling:
+    """Returns the pooling of a base for which the recipe names none.
+
+    As the base was trained, where it says so (sentence encoders). Else for an encoder-decoder the mean over its
+    encoder, as Sentence-T5 does (arXiv:2108.08877). Else the head class that transformers has for the
+    architecture, and where it has none, the last token of a decoder or the mean over an encoder.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    trained = trained_pooling(source.spec.name)
+    if trained is not None:
+        return trained
+    if source.family == "encoder-decoder":
+        return "mean"
+    if has_native_head(AutoModelForSequenceClassification, source):
+        return "native"
+    return "last" if source.family == "decoder" else "mean"
+
+
+def trained_pooling(name: str) -> Pooling | None:
+    """Returns the pooling that a sentence encoder says it was trained with; None: it says nothing."""
     try:
         settings = json.loads((Path(name) / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "native"
-    if settings.get("pooling_mode_mean_tokens"):
-        return "mean"
-    return "cls" if settings.get("pooling_mode_cls_token") else "native"
-
-
-def _backbone(spec: ModelSpec, precision: Precision) -> nn.Module:
-    """Loads the bare model, without the pooler that some encoders carry and that nothing here would train."""
-    from transformers import AutoModel
-
-    try:
-        return load_model(AutoModel, spec, precision, add_pooling_layer=False)[0]
-    except TypeError:
-        return load_model(AutoModel, spec, precision)[0]
-
-
-def _native_head(
-    spec: ModelSpec, precision: Precision, labels: Sequence[str]
-) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
-    """Loads transformers' own classification model; its head is every direct child that is not the base."""
-    from transformers import AutoModelForSequenceClassification
-
-    model, missing = load_model(
-        AutoModelForSequenceClassification,
-        spec,
-        precision,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
-    prefix = getattr(model, "base_model_prefix", "")
-    with_weights = {name.partition(".")[0] for name, _ in model.named_parameters()}
-    head = tuple(name for name, _ in model.named_children() if name != prefix and name in with_weights)
-    new = tuple(sorted({key.rpartition(".")[0] for key in missing}))
-    config: Any = model.config
-    if config.pad_token_id is None:
-        config.pad_token_id = load_tokenizer(spec).pad_token_id
-    return model, head, new
+        return None
+    if not isinstance(settings, dict):
+        return None
+    return next((pooling for key, pooling in SENTENCE_POOLINGS.items() if settings.get(key) is True), None)

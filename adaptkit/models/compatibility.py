@@ -36,8 +36,22 @@ def check_compatibility(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]
                 fix="set it to false, or choose another strategy",
             )
         )
+    problems += _packing_problems(recipe, strategy, task)
     if problems:
         raise RecipeError(problems)
+
+
+def _packing_problems(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) -> list[Problem]:
+    if not recipe.training.packing:
+        return []
+    return [
+        Problem(f"the {kind} {name!r} does not allow packing", "training.packing", fix="set training.packing to false")
+        for kind, name, allowed in (
+            ("strategy", strategy.name, strategy.capabilities.packing),
+            ("task", task.name, task.capabilities.packing),
+        )
+        if not allowed
+    ]
 
 
 def _task_problems(strategy: Strategy[Any], task: Task[Any], family: Family | None) -> list[Problem]:

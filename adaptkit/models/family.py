@@ -12,21 +12,8 @@ from typing import Any
 
 from adaptkit.strategy import Family
 
-
-@cache
-def _model_types(mapping: str) -> frozenset[str]:
-    """Reads the model types of one of transformers' Auto mappings from its source, which costs no import of torch."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return frozenset()
-    source = Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == mapping:
-            assert isinstance(node.value, ast.Call)
-            pairs = node.value.args[0]
-            assert isinstance(pairs, ast.List)
-            return frozenset(pair.elts[0].value for pair in pairs.elts)  # type: ignore[attr-defined]
-    return frozenset()
+# Where a finished run says what it was made from; artifact.folder and artifact.saving write it.
+RUN_RECORD = Path("adapter") / "adaptkit.json"
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -45,10 +32,61 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return "encoder"
 
 
-def local_family(model_name: str) -> Family | None:
-    """Returns the family of a model in a local folder, or None when there is no readable config."""
+def local_family(name: str) -> Family | None:
+    """Returns the family of a base without asking the hub.
+
+    Args:
+        name: A model's folder, the folder of a finished run, or an architecture.
+
+    Returns:
+        None when it is none of them, or has no readable config.
+    """
+    if (config := read_json(Path(name) / "config.json")) is not None:
+        return family_of(config)
+    if (record := read_json(Path(name) / RUN_RECORD)) is not None:
+        base = record.get("base")
+        return base.get("family") if isinstance(base, dict) else None
+    if name not in architectures():
+        return None
+    # Of an architecture nothing but its name is known: its config class, which has the flag, would import torch.
+    both = name in _model_types("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
+    return family_of({"model_type": name, "is_encoder_decoder": both})
+
+
+def architectures() -> frozenset[str]:
+    """Returns the names of the text models that transformers can make from a config alone (bert, gpt2, t5 …)."""
+    kinds = ("MASKED_LM", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM")
+    return frozenset().union(*(_model_types(f"MODEL_FOR_{kind}_MAPPING_NAMES") for kind in kinds))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the object in a JSON file, or None where there is none to read."""
     try:
-        values = json.loads((Path(model_name) / "config.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return family_of(values) if isinstance(values, dict) else None
+    return value if isinstance(value, dict) else None
+
+
+@cache
+def _model_types(mapping: str) -> frozenset[str]:
+    """Reads the model types of one of transformers' Auto mappings from its source, which costs no import of torch."""
+    source = _auto_source()
+    start = source.find(f"\n{mapping} = ")
+    end = source.find("\n)", start)
+    if start < 0 or end < 0:
+        return frozenset()
+    (assignment,) = ast.parse(source[start : end + 2]).body
+    assert isinstance(assignment, ast.Assign)
+    assert isinstance(assignment.value, ast.Call)
+    pairs = assignment.value.args[0]
+    assert isinstance(pairs, ast.List)
+    return frozenset(pair.elts[0].value for pair in pairs.elts)  # type: ignore[attr-defined]
+
+
+@cache
+def _auto_source() -> str:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return ""
+    return (Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")

@@ -32,6 +32,30 @@ def linear_layers(model: nn.Module, *, without: Iterable[str] = ()) -> list[str]
     ]
 
 
+def norm_layers(model: nn.Module, *, without: Iterable[str] = ()) -> list[str]:
+    """Returns the names of the normalisation layers: those whose class is called one and that have a weight.
+
+    Args:
+        model: With its head.
+        without: Names of modules that are left out, with all that is in them (the head).
+    """
+    skipped = tuple(without)
+    return [
+        name
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and getattr(module, "weight", None) is not None
+        and not any(name == skip or name.startswith(skip + ".") for skip in skipped)
+    ]
+
+
+def has_transposed_layers(model: nn.Module) -> bool:
+    """Whether linear layers hold their weight as ``(in, out)``: GPT-2's `Conv1D`."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
 def block_stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """Returns the stacks of transformer blocks, by name: one, or an encoder's and a decoder's.
 

@@ -1,93 +1,86 @@
-"""Loading a base model in the precision that was asked for, and knowing which one it was."""
+"""Loading a base model in the precision that was asked for."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.errors import ModelError, did_you_mean
+from adaptkit.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import ModelSpec, Precision
 
-# Whatever decides what a base computes: weights, configs, tokenizer, the pooling of a sentence encoder.
-BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/config.json")
 
-
-def load_config(spec: ModelSpec) -> Any:
-    """Returns the transformers config of a base.
-
-    Raises:
-        ModelError: There is no such model, here or on the hub.
-    """
-    from transformers import AutoConfig
-
-    check_local(spec.name)
-    with _as_model_error(spec):
-        return AutoConfig.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False)
-
-
-def load_tokenizer(spec: ModelSpec) -> Any:
-    """Returns the base's fast tokenizer, with a padding token.
-
-    Raises:
-        ModelError: The model has no tokenizer, or one that can neither pad nor end a text.
-    """
-    from transformers import AutoTokenizer
-
-    with _as_model_error(spec):
-        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the tokenizer has neither a padding nor an end token",
-                where=spec.name,
-                fix="set pad_token in the tokenizer's files",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_model(auto_class: Any, spec: ModelSpec, precision: Precision, **options: Any) -> tuple[nn.Module, list[str]]:
-    """Loads a pretrained model through one of transformers' Auto classes.
+def load_model(
+    auto_class: Any, source: ModelSource, precision: Precision, **config_values: Any
+) -> tuple[nn.Module, list[str]]:
+    """Makes a model through one of transformers' Auto classes: with the base's weights, or with new ones.
 
     Args:
         auto_class: ``AutoModel``, ``AutoModelForSequenceClassification`` …
-        spec: Which model.
+        source: Which model.
         precision: Storage of the weights. New modules and output embeddings are never quantised.
-        options: For ``from_pretrained`` (``num_labels``, ``config`` …).
+        config_values: Set on the model's config (``num_labels`` …).
 
     Returns:
-        The model, and the names of the parameters that the checkpoint does not have.
+        The model, and the names of the parameters that the checkpoint does not have, or has in another shape; of a
+        model with random weights, none.
 
     Raises:
         ModelError: It cannot be loaded.
     """
+    config = copy.deepcopy(source.config)
+    config.update(config_values)
+    if source.random:
+        return _new_model(auto_class, source, config, precision), []
+    from adaptkit.models.new_tokens import extend
+
+    spec = source.spec
     quantized = (
-        {"quantization_config": _quantization(auto_class, spec, precision, options)} if is_quantized(precision) else {}
+        {"quantization_config": _quantization(auto_class, spec, precision, config)} if is_quantized(precision) else {}
     )
-    with _as_model_error(spec), _quiet_transformers():
+    with as_model_error(spec), quiet_transformers():
         model, report = auto_class.from_pretrained(
             spec.name,
+            config=config,
             revision=spec.revision,
             trust_remote_code=False,
             use_safetensors=True,  # a pickle could run code
             dtype=_storage_dtype(precision),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for another number of labels
             **quantized,
-            **options,
         )
-    missing = sorted(report["missing_keys"])
-    _check_whole(spec, model, missing)
+    missing = _absent(report)
+    _check_whole(spec, model, report)
     _keep_gradients_after_evaluation(model)
+    if source.new_tokens is not None:
+        extend(model, source.new_tokens)
     return model, missing
+
+
+def _new_model(auto_class: Any, source: ModelSource, config: Any, precision: Precision) -> nn.Module:
+    """Returns a model with random weights, drawn in fp32 from torch's generator.
+
+    Raises:
+        ModelError: Random weights were to be quantised, or the config makes no model.
+    """
+    if is_quantized(precision):
+        raise ModelError(
+            f"random weights cannot be stored as {precision}: what is to be learned does not fit into so few bits",
+            where="model.precision",
+            allowed="fp32, bf16",
+            fix="choose another strategy or precision for a model that is trained from scratch: strategy: full",
+        )
+    with as_model_error(source.spec), quiet_transformers():
+        model: nn.Module = auto_class.from_config(config, dtype=_storage_dtype("fp32"))
+    return model.to(_storage_dtype(precision))
 
 
 def is_quantized(precision: Precision) -> bool:
@@ -113,19 +106,6 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def base_fingerprint(spec: ModelSpec, config: Any) -> str:
-    """Returns what identifies a base: sha256 of the files of a folder, the commit of a hub model."""
-    folder = Path(spec.name)
-    if not folder.is_dir():
-        return f"commit:{getattr(config, '_commit_hash', None) or spec.revision or 'unknown'}"
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in BASE_FILES for path in folder.glob(pattern)):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def _storage_dtype(precision: Precision) -> torch.dtype:
     """Returns the dtype of whatever is not quantised; a quantised base follows the arithmetic of the device."""
     import torch
@@ -135,11 +115,11 @@ def _storage_dtype(precision: Precision) -> torch.dtype:
     return torch.float32
 
 
-def _quantization(auto_class: Any, spec: ModelSpec, precision: Precision, options: dict[str, Any]) -> Any:
+def _quantization(auto_class: Any, spec: ModelSpec, precision: Precision, config: Any) -> Any:
     """Returns bitsandbytes' settings: QLoRA's NF4 with double quantisation (arXiv:2305.14314), or LLM.int8()."""
     from transformers import BitsAndBytesConfig
 
-    skip = _unquantized_modules(auto_class, spec, options)
+    skip = _unquantized_modules(auto_class, spec, config)
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -151,27 +131,33 @@ def _quantization(auto_class: Any, spec: ModelSpec, precision: Precision, option
     )
 
 
-def _unquantized_modules(auto_class: Any, spec: ModelSpec, options: dict[str, Any]) -> list[str]:
+def _unquantized_modules(auto_class: Any, spec: ModelSpec, config: Any) -> list[str]:
     """Returns the modules that must stay whole: output embeddings, and all that the checkpoint does not have.
 
     A new module has no weights to quantise: bitsandbytes would leave it unquantised and fail in its first forward.
     """
-    with _as_model_error(spec), _quiet_transformers():
+    with as_model_error(spec), quiet_transformers():
         model, report = auto_class.from_pretrained(
             spec.name,
+            config=config,
             revision=spec.revision,
             trust_remote_code=False,
             use_safetensors=True,
             device_map="meta",
             output_loading_info=True,
-            **options,
+            ignore_mismatched_sizes=True,  # a head for another number of labels
         )
     output = model.get_output_embeddings()
     names = {name for name, module in model.named_modules() if output is not None and module is output}
-    return sorted(names | {key.rpartition(".")[0] for key in report["missing_keys"]})
+    return sorted(names | {key.rpartition(".")[0] for key in _absent(report)})
 
 
-def _check_whole(spec: ModelSpec, model: Any, missing: list[str]) -> None:
+def _absent(report: dict[str, Any]) -> list[str]:
+    """Returns the parameters that the files do not have, or have in another shape."""
+    return sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+
+
+def _check_whole(spec: ModelSpec, model: Any, report: dict[str, Any]) -> None:
     """Raises when the files lack weights of the embedding or of a block: only a head or a pooler may be new."""
     from torch import nn
 
@@ -179,7 +165,13 @@ def _check_whole(spec: ModelSpec, model: Any, missing: list[str]) -> None:
     inside = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) or module is embedding
     )
-    lost = [name for name in missing if name.startswith(inside)]
+    lost = [name for name in _absent(report) if name.startswith(inside)]
+    if any(name in lost for name, *_ in report["mismatched_keys"]):
+        raise ModelError(
+            f"the model {spec.name!r} cannot be loaded: its weights have other shapes than its config says",
+            where=spec.name,
+            fix="fetch the model again, or restore the config.json that belongs to its weights",
+        )
     if lost:
         raise ModelError(
             f"{len(lost)} weights of the base are not in its files: {', '.join(lost[:5])}",
@@ -200,7 +192,7 @@ def _keep_gradients_after_evaluation(model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' load report and progress bar away: new modules are reported by the run itself."""
     from transformers.utils import logging
 
@@ -215,29 +207,8 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_local(name: str) -> None:
-    """Raises when a name that is meant as a folder names none; it is when it looks like a path or its parent exists.
-
-    Raises:
-        ModelError: With the nearest folder that exists.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError("the folder holds no model", where=name, allowed="a folder with config.json and weights")
-        return
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.parent.is_dir() or name.count("/") > 1
-    if "/" in name and looks_local:
-        siblings = [str(path.parent / entry) for entry in os.listdir(path.parent)] if path.parent.is_dir() else []
-        raise ModelError(
-            f"there is no folder {name!r}",
-            allowed="a local folder, or the id of a model on the Hugging Face hub",
-            fix=did_you_mean(name, siblings) or "`make assets` fetches the models of the recipes into assets/",
-        )
-
-
 @contextmanager
-def _as_model_error(spec: ModelSpec) -> Iterator[None]:
+def as_model_error(spec: ModelSpec) -> Iterator[None]:
     """Turns what transformers raises for a model that cannot be had into one block."""
     from safetensors import SafetensorError
 

@@ -10,6 +10,7 @@ from adaptkit.recipe.schema import (
     Recipe,
     StrategyOptions,
     TaskOptions,
+    TokenizerTraining,
     TrainingSpec,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "Recipe",
     "StrategyOptions",
     "TaskOptions",
+    "TokenizerTraining",
     "TrainingSpec",
     "dump_recipe",
     "load_recipe",

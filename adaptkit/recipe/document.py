@@ -159,8 +159,9 @@ def _unreadable(path: Path, error: OSError | ValueError) -> str:
     return f"the recipe cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-def _near_file(path: Path) -> str | None:
+def _near_file(path: Path) -> str:
     try:
-        return did_you_mean(path.name, (near.name for near in path.parent.iterdir() if near.is_file()))
+        near = did_you_mean(path.name, (near.name for near in path.parent.iterdir() if near.is_file()))
     except (OSError, ValueError):
-        return None
+        near = None
+    return near or f"check the path; it is read from {str(Path.cwd())!r}"

@@ -114,7 +114,8 @@ def _repair(value: Any, words: str | None) -> str | None:
         return None
     if isinstance(value, str):
         return did_you_mean(value, re.findall(r"'([^']*)'", words))
-    is_text_wanted = "text" in words.split(" or ")
+    alternatives = words.split(" or ")
+    is_text_wanted = "text" in alternatives and not any("number" in one for one in alternatives)
     return "put it in quotes" if is_text_wanted and isinstance(value, bool | int | float) else None
 
 

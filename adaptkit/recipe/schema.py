@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 Precision: TypeAlias = Literal["fp32", "bf16", "nf4", "int8"]
 
@@ -37,32 +37,161 @@ class TaskOptions(NamedOptions):
     """The options of a task: subclass it, and its fields are the keys of the recipe's ``task:``."""
 
 
+class TokenizerTraining(Options):
+    """How a tokenizer is made from the training rows."""
+
+    vocab_size: int = Field(8000, ge=16, description="Entries of the vocabulary at the most, special tokens included.")
+    lowercase: bool = Field(False, description="Whether capital letters are read as small ones.")
+
+
 class ModelSpec(NamedOptions):
     """Which base model, and how it is loaded."""
 
-    name: str = Field(description="A local folder, or the id of a model on the Hugging Face hub.")
+    name: str = Field(
+        description="A local folder, the folder of a finished run, or the id of a model on the Hugging Face hub; with "
+        "`init: random` also an architecture (bert, gpt2, t5 …)."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="Weights from the model's files, or new ones, a function of `training.seed`."
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Values that replace those of the model's config: {hidden_size: 256}. With pretrained weights only "
+        "what changes no shape.",
+    )
+    tokenizer: str | TokenizerTraining | None = Field(
+        None,
+        description="A folder or hub id to take the tokenizer from, or {vocab_size: 8000}: one is trained on the "
+        "training rows. Default: the model's own.",
+    )
+    new_tokens: list[str] = Field(
+        default_factory=list,
+        description="Tokens that the vocabulary gains. Their embedding rows train whatever the strategy, and are saved "
+        "alone where the base stays frozen.",
+    )
     precision: Precision | None = Field(
         None,
         description="Storage of the base weights. Default: what the strategy needs, else fp32 where the "
         "base itself trains or the device has no fast bf16, else bf16.",
     )
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _pretrained_weights_keep_their_tokens(
+        cls, tokenizer: str | TokenizerTraining | None, info: ValidationInfo
+    ) -> str | TokenizerTraining | None:
+        if isinstance(tokenizer, TokenizerTraining) and info.data.get("init") == "pretrained":
+            raise ValueError("a new tokenizer would mean nothing to pretrained weights; set model.init to random")
+        return tokenizer
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _new_tokens_are_distinct(cls, tokens: list[str]) -> list[str]:
+        if not all(token.strip() for token in tokens):
+            raise ValueError("a token is empty")
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("a token is named twice")
+        return tokens
+
+
+class Source(Options):
+    """Where rows are, and what holds for these rows alone."""
+
+    source: str = Field(description="File, folder or hub id.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="How often its rows are taken in an epoch: 2 is twice, 0.5 takes half of them. Training rows only.",
+    )
+    format: str | None = Field(None, description="In place of `data.format`.")
+    columns: dict[str, str] | None = Field(None, description="In place of `data.columns`.")
+
+
+Split: TypeAlias = Literal["train", "evaluation", "test"]
+_HELD_OUT: tuple[Split, ...] = ("test", "evaluation")
+Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Sources: TypeAlias = str | Source | Annotated[list[str | Source], Field(min_length=1)]
+
 
 class DataSpec(Options):
     """Where the rows are and which columns mean what."""
 
-    train: str = Field(description="File (.jsonl, .json, .csv, .tsv, .parquet), saved `datasets` folder, or hub id.")
-    evaluation: str | None = Field(
-        None, description="Rows for evaluation during training and for choosing the best step."
+    train: Sources = Field(
+        description="File (.jsonl, .json, .csv, .tsv, .parquet, .txt, .conll, .conllu), folder of .txt files, saved "
+        "`datasets` folder, or hub id. Several are a list; {source: FILE, weight: 2} says more of one."
     )
-    test: str | None = Field(None, description="Rows that only `adaptkit evaluate` and `compare` look at.")
+    evaluation: Share | Sources | None = Field(
+        None,
+        description="Rows for evaluation during training and for choosing the best step, or the share of the training "
+        "rows that is kept for it.",
+    )
+    test: Share | Sources | None = Field(
+        None, description="Rows, or a share of the training rows, that only `adaptkit evaluate` and `compare` look at."
+    )
+    group: str | None = Field(
+        None, description="Column whose rows of one value stay together when a share is taken: a document, an author."
+    )
+    format: str = Field("auto", description="How the rows are written; auto: told from the columns.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="Role to column, where the names differ: {text: review, label: stars}."
+        default_factory=dict,
+        description="Role to column, where the names differ: {text: review, label: stars}. A key of an object is "
+        "written with a dot: {source: translation.en}.",
     )
     max_length: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Tokens a row may have; longer rows are cut. Default: what the base model can take."
     )
+
+    @field_validator("evaluation", "test")
+    @classmethod
+    def _unweighted(cls, value: Share | Sources | None) -> Share | Sources | None:
+        if any(source.weight != 1 for source in _sources(value)):
+            raise ValueError("only training rows have a weight")
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _some_left(cls, value: Share | Sources | None, info: ValidationInfo) -> Share | Sources | None:
+        if _share(value) + _share(info.data.get("evaluation")) >= 1:
+            raise ValueError("with the share for evaluation it leaves no training rows")
+        return value
+
+    @field_validator("group")
+    @classmethod
+    def _divides(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not any(_share(info.data.get(split)) for split in _HELD_OUT):
+            raise ValueError("neither data.evaluation nor data.test is a share of the training rows")
+        return value
+
+    @property
+    def held_out(self) -> Split | None:
+        """The split on which a finished run is measured."""
+        return next((split for split in _HELD_OUT if getattr(self, split) is not None), None)
+
+    def sources(self, split: Split) -> list[Source]:
+        """Returns where the rows of a split are; nothing where there are none, or where they are a share."""
+        return _sources(getattr(self, split))
+
+    def share(self, split: Split) -> float:
+        """Returns which share of the training rows a split takes; 0 where it has rows of its own or none."""
+        return _share(getattr(self, split))
+
+    def named(self, split: Split) -> str:
+        """Returns what a message calls the rows of a split."""
+        share = self.share(split)
+        names = ", ".join(source.source for source in self.sources("train" if share else split))
+        return f"{100 * share:.3g} % of {names}" if share else names
+
+
+def _sources(value: Share | Sources | None) -> list[Source]:
+    if value is None or isinstance(value, float):
+        return []
+    listed = value if isinstance(value, list) else [value]
+    return [one if isinstance(one, Source) else Source(source=one) for one in listed]
+
+
+def _share(value: Share | Sources | None) -> float:
+    return value if isinstance(value, float) else 0.0
 
 
 class TrainingSpec(Options):
@@ -89,6 +218,11 @@ class TrainingSpec(Options):
         "auto",
         description="Arithmetic of the forward pass; auto: bf16 where the device has fast bf16, else fp32. A base that "
         "is stored in bf16, or quantised on such a device, is computed in bf16 in any case.",
+    )
+    packing: bool = Field(
+        False,
+        description="Put several rows into one sequence, each blind to the others, in place of padding. For tasks and "
+        "strategies that allow it.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."

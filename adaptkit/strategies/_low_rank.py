@@ -45,6 +45,8 @@ class LowRank(PeftStrategy[OptionsT]):
         """Returns PEFT's ``LoraConfig``, whose fields the options are."""
         from peft import LoraConfig
 
+        from adaptkit.models.layers import has_transposed_layers
+
         fields = self.options.model_dump(exclude={"name", "target_modules"})
         targets = self.target_modules(self.options.target_modules, model, context)
-        return LoraConfig(target_modules=targets, task_type=context.peft_task_type, **fields)
+        return LoraConfig(target_modules=targets, fan_in_fan_out=has_transposed_layers(model), **fields)

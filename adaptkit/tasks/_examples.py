@@ -1,69 +1,20 @@
-"""Rows of texts with one label each: read, and checked field by field."""
+"""What is wrong with a field of a row, and what a person should know of rows that occur twice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from adaptkit.errors import Problem
-from adaptkit.task import Row
+
+def is_missing(value: Any) -> bool:
+    """Returns whether a field is null; a column of numbers has NaN in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row of a classification data set.
-
-    Attributes:
-        text: What is classified; of another type than a string only where the row is a problem.
-        pair: The second text of a pair, or None.
-        label: Name of the label; None where the row has none.
-        where: Of the row.
-    """
-
-    text: str
-    pair: str | None
-    label: str | None
-    where: str
-
-
-def read_examples(
-    rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool, paired: bool
-) -> tuple[list[Example], list[Problem]]:
-    """Reads rows, and finds everything that is wrong with them.
-
-    Args:
-        rows: By role.
-        columns: Role to column, where the file had another name, for the messages.
-        labelled: Every row needs a label; otherwise one may be missing or null.
-        paired: Every row needs a second text; otherwise it is not looked at.
-
-    Returns:
-        One example a row, and the problems; with any problem the examples are of no use but for their labels.
-    """
-    examples, problems = [], []
-    for row in rows:
-        text: Any = row.values.get("text")
-        pair = row.values.get("text_pair") if paired else None
-        label = row.values.get("label")
-        checks = {
-            "text": _text_problem(text),
-            "text_pair": _text_problem(pair) if paired else None,
-            "label": _label_problem(label) if labelled or label is not None else None,
-        }
-        for role, check in checks.items():
-            if check:
-                where = f"{row.where}, column {columns.get(role, role)!r}"
-                problems.append(Problem(f"the {role} {check[0]}", where, fix=check[1]))
-        name = None if label is None or checks["label"] else str(label)
-        examples.append(Example(text, pair, name, row.where))
-    return examples, problems
-
-
-def _text_problem(value: Any) -> tuple[str, str] | None:
+def text_problem(value: Any) -> tuple[str, str] | None:
     """Returns what is wrong with a text and what to do, or None."""
-    if value is None or _is_nan(value):
+    if is_missing(value):
         return "is null", "give the row a text, or remove it"
     if isinstance(value, bool | int | float):
         return f"is the number {value!r}, not a string", f'write it as a string, "{value}", if it is the text'
@@ -76,18 +27,23 @@ def _text_problem(value: Any) -> tuple[str, str] | None:
     return None
 
 
-def _label_problem(value: Any) -> tuple[str, str] | None:
-    """Returns what is wrong with a label and what to do, or None."""
-    if value is None or _is_nan(value):
+def name_problem(value: Any) -> tuple[str, str] | None:
+    """Returns what is wrong with the name of a label or a tag and what to do, or None."""
+    if is_missing(value):
         return "is null", "give the row a label, or remove it"
     if isinstance(value, float):
         return f"is the number {value!r}", "write a class as a string or a whole number"
     if not isinstance(value, str | int):
-        return f"is a {type(value).__name__}", "write one string or whole number; one row has one label"
+        return f"is a {type(value).__name__}", "write one string or whole number"
     if not str(value).strip():
         return "is an empty string", "give the row a label, or remove it"
     return None
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def note_repeated(train: Iterable[Hashable], other: Sequence[Hashable], split: str) -> list[str]:
+    """Returns a note where rows of a held-out split are also training rows; both by what the model reads of them."""
+    known = set(train)
+    repeated = sum(row in known for row in other)
+    if not repeated:
+        return []
+    return [f"{repeated:,} of {len(other):,} {split} rows are also training rows, so the {split} figures flatter"]

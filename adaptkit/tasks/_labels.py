@@ -1,4 +1,4 @@
-"""The names of labels: their order, their weights, and those that do not belong."""
+"""The names of labels and tags: their order, their numbers, their weights, and those that do not belong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from adaptkit.data.problems import enumerate_names
 from adaptkit.errors import Problem, did_you_mean
-from adaptkit.tasks._examples import Example
+
+SHOWN_COUNTS = 12
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -29,22 +30,37 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (seen * count) if count else 1.0 for count in counts]
 
 
-def foreign_labels(examples: Sequence[Example], allowed: Sequence[str], found: str, fix: str) -> list[Problem]:
-    """Returns one problem for each label that is not allowed, at the first row that has it.
+def foreign_names(
+    given: Iterable[tuple[str, str]], allowed: Sequence[str], found: str, fix: str, *, noun: str = "label"
+) -> list[Problem]:
+    """Returns one problem for each name that is not allowed, at the first row that has it.
 
     Args:
-        examples: Those without a label are passed over.
-        allowed: Names of labels.
-        found: What to say of such a label.
+        given: A name and its row, for every time that a name is given.
+        allowed: Names.
+        found: What to say of a name that is not one of them.
         fix: What to do about it.
+        noun: What the names are called.
     """
     known = set(allowed)
-    rows = Counter(example.label for example in examples if example.label is not None and example.label not in known)
-    first = {example.label: example.where for example in reversed(examples)}
+    rows: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for name, where in given:
+        if name not in known:
+            rows[name] += 1
+            first.setdefault(name, where)
     problems = []
-    for label, count in rows.items():
-        more = f" ({count:,} rows, this is the first)" if count > 1 else ""
-        hint = did_you_mean(label, allowed)
+    for name, count in rows.items():
+        more = f" ({count:,} times, this is the first)" if count > 1 else ""
+        hint = did_you_mean(name, allowed)
         text = f"{hint} Otherwise {fix}" if hint else fix
-        problems.append(Problem(f"the label {label!r} {found}{more}", first[label], enumerate_names(allowed), text))
+        problems.append(Problem(f"the {noun} {name!r} {found}{more}", first[name], enumerate_names(allowed), text))
     return problems
+
+
+def count_line(noun: str, names: Sequence[str], counts: Sequence[int]) -> str:
+    """Returns ``2 labels: good 29, bad 15`` for a person, the most frequent names first; a long list is cut."""
+    pairs = sorted(zip(names, counts, strict=True), key=lambda pair: -pair[1])
+    shown = ", ".join(f"{name} {count:,}" for name, count in pairs[:SHOWN_COUNTS])
+    hidden = len(pairs) - SHOWN_COUNTS
+    return f"{len(pairs):,} {noun}s: {shown}" + (f" and {hidden:,} more" if hidden > 0 else "")

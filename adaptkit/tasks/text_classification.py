@@ -1,20 +1,17 @@
-"""One label for a text, or for a pair of texts."""
+"""One label, several labels or a number for a text, or for a pair of texts."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from adaptkit.data.encoding import encode_texts
-from adaptkit.data.problems import data_error, enumerate_names
-from adaptkit.errors import DataError, Problem
+from adaptkit.data.problems import data_error
+from adaptkit.errors import DataError, Problem, RecipeError
 from adaptkit.task import (
-    IGNORE_INDEX,
     BaseModel,
-    Best,
     Features,
     LossSum,
     Metrics,
@@ -24,14 +21,20 @@ from adaptkit.task import (
     TaskCapabilities,
     TaskOptions,
 )
-from adaptkit.tasks._confusion import ConfusionMatrix
-from adaptkit.tasks._examples import Example, read_examples
-from adaptkit.tasks._labels import balanced_weights, foreign_labels, ordered
+from adaptkit.tasks._examples import note_repeated
+from adaptkit.tasks._language import pad_tokens
+from adaptkit.tasks.classification.examples import read_examples
+from adaptkit.tasks.classification.kinds import guess_kind
+from adaptkit.tasks.classification.multi import MultiLabel
+from adaptkit.tasks.classification.regression import Regression
+from adaptkit.tasks.classification.single import SingleLabel
+from adaptkit.tasks.classification.target import Example, Kind, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adaptkit.recipe import DataSpec, ModelSpec, Precision
+    from adaptkit.models.source import ModelSource
+    from adaptkit.recipe import DataSpec, Precision
     from adaptkit.strategy import JSON
 
 LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -40,13 +43,18 @@ LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
 class TextClassificationOptions(TaskOptions):
     """The keys of ``task:`` for text classification."""
 
+    kind: Literal["auto", "single", "multi", "regression"] = Field(
+        "auto",
+        description="single: one label a row, multi: a list of labels a row, regression: a number; "
+        "auto: single or multi, by what the training rows have.",
+    )
     pooling: Literal["auto", "native", "cls", "mean", "last"] = Field(
         "auto",
         description="How token features become one vector; auto: as the base was trained, "
         "native: as the model class of transformers does it.",
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: every class counts alike in the loss, however rare it is."
+        "none", description="balanced: every class counts alike in the loss, however rare it is; of kind single only."
     )
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout in front of a new head.")
     labels: Annotated[list[LabelName], Field(min_length=2)] | None = Field(
@@ -62,28 +70,30 @@ class TextClassificationOptions(TaskOptions):
 
 
 class TextClassification(Task[TextClassificationOptions]):
-    """Single-label classification with a linear head.
+    """Classification or regression with a linear head.
 
     Attributes:
-        labels: Names, in the order of the logits.
-        counts: Training rows of each label.
+        target: What is predicted; known once the rows are.
         paired: Whether a row has two texts.
     """
 
     name = "text-classification"
     Options = TextClassificationOptions
-    capabilities = TaskCapabilities(families=frozenset({"encoder", "decoder"}))
+    capabilities = TaskCapabilities(families=frozenset({"encoder", "decoder", "encoder-decoder"}))
     roles = ("text",)
     label_roles = ("label",)
     optional_roles = ("text_pair",)
     peft_task_type = "SEQ_CLS"
-    best = Best("accuracy")
+    best = SingleLabel.best
 
     def __init__(self, options: TextClassificationOptions) -> None:
         super().__init__(options)
-        self.labels: list[str] = []
-        self.counts: list[int] = []
+        self._choose("single" if options.kind == "auto" else options.kind)
         self.paired = False
+
+    def _choose(self, kind: Kind) -> None:
+        self.target = make_target(kind, self.options)
+        self.best = self.target.best
 
     # -- before any model ----------------------------------------------------------------------------
 
@@ -92,23 +102,23 @@ class TextClassification(Task[TextClassificationOptions]):
 
         Raises:
             DataError: Everything that is wrong in any split, the first ten problems in full.
+            RecipeError: The recipe has options that the kind of the labels has no use for.
         """
+        if self.options.kind == "auto":
+            self._choose(guess_kind([row.values.get("label") for row in splits.train]))
         self.paired = any("text_pair" in row.values for row in splits.train)
-        train, problems = read_examples(splits.train, data.columns, labelled=True, paired=self.paired)
-        problems += self._learn_labels(train, data.train)
-        seen = [label for label, count in zip(self.labels, self.counts, strict=True) if count]
+        train, problems = read_examples(splits.train, data.columns, self.target, labelled=True, paired=self.paired)
+        problems += self.target.learn(train)
         held_out = {"evaluation": splits.evaluation, "test": splits.test}
         examples = {}
         for split, rows in held_out.items():
-            examples[split], found = read_examples(rows, data.columns, labelled=True, paired=self.paired)
-            problems += found
-            if seen:
-                fix = "add training rows with it, or remove its rows"
-                problems += foreign_labels(examples[split], seen, f"of the {split} rows is on no training row", fix)
+            examples[split], found = read_examples(rows, data.columns, self.target, labelled=True, paired=self.paired)
+            problems += found + self.target.unseen(examples[split], split)
         if problems:
             raise data_error(problems)
         for split in held_out:
-            self._note_duplicates(train, examples[split], split)
+            known, other = ([(row.text, row.pair) for row in rows] for rows in (train, examples[split]))
+            self.notes += note_repeated(known, other, split)
 
     def check(self, rows: Sequence[Row], *, labelled: bool) -> None:
         """Checks rows that come after training: to be evaluated, or (without labels) to be predicted.
@@ -119,58 +129,37 @@ class TextClassification(Task[TextClassificationOptions]):
         self._checked(rows, {}, labelled=labelled)
 
     def _checked(self, rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> list[Example]:
-        examples, problems = read_examples(rows, columns, labelled=labelled, paired=self.paired)
-        problems += foreign_labels(examples, self.labels, "is not one of this model's", "remove the rows or the label")
+        examples, problems = read_examples(rows, columns, self.target, labelled=labelled, paired=self.paired)
+        problems += self.target.foreign(examples)
         if problems:
             raise data_error(problems)
         return examples
 
-    def _learn_labels(self, train: Sequence[Example], source: str) -> list[Problem]:
-        counts = Counter(example.label for example in train if example.label is not None)
-        self.labels = list(self.options.labels or ordered(counts))
-        self.counts = [counts[label] for label in self.labels]
-        if not train:
-            return [Problem("there are no training rows", source, "rows of two labels or more")]
-        if len(counts) == 1:
-            found = f"every training row has the label {next(iter(counts))!r}"
-            fix = "check the label column, and whether the rows were cut off from a sorted file"
-            return [Problem(found, source, "two labels or more", fix)]
-        return foreign_labels(train, self.labels, "is not in task.labels", "add it there, or remove its rows")
-
-    def _note_duplicates(self, train: Sequence[Example], other: Sequence[Example], split: str) -> None:
-        known = {(example.text, example.pair) for example in train}
-        repeated = sum((example.text, example.pair) in known for example in other)
-        if repeated:
-            self.notes.append(
-                f"{repeated:,} of {len(other):,} {split} rows are also training rows, so the {split} figures flatter"
-            )
-
     def state(self) -> dict[str, JSON]:
-        """Returns the labels, their training rows, and whether texts come in pairs."""
-        return {"labels": self.labels, "counts": self.counts, "paired": self.paired}
+        """Returns the kind, what was learned of the labels, and whether texts come in pairs."""
+        return {"kind": self.target.kind, "paired": self.paired, **self.target.state()}
 
     def load_state(self, state: Mapping[str, JSON]) -> None:
         """Takes back what `state` gave."""
-        self.labels, self.counts = list(state["labels"]), list(state["counts"])
+        self._choose(state["kind"])
+        self.target.load_state(state)
         self.paired = bool(state["paired"])
 
-    def load_base(self, spec: ModelSpec, precision: Precision, seed: int) -> BaseModel:
-        """Loads the base with one output a label."""
-        from adaptkit.models.classifier import load_classifier
+    def facts(self) -> list[str]:
+        """Returns how many training rows have which label, or where their numbers lie."""
+        return self.target.facts()
 
-        return load_classifier(
-            spec,
-            precision=precision,
-            seed=seed,
-            labels=self.labels,
-            pooling=self.options.pooling,
-            dropout=self.options.head_dropout,
-        )
+    def texts(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Yields the texts, and no label."""
+        for row in rows:
+            yield from (row.values[role] for role in ("text", "text_pair") if isinstance(row.values.get(role), str))
 
     # -- from rows to batches ------------------------------------------------------------------------
 
-    def features(self, rows: Sequence[Row], data: DataSpec, tokenizer: Any, max_length: int) -> list[Features]:
-        """Tokenizes rows; a feature has ``input_ids``, for some pairs ``token_type_ids``, and the ``label``'s index.
+    def features(
+        self, rows: Sequence[Row], data: DataSpec, tokenizer: Any, max_length: int, *, labelled: bool = True
+    ) -> list[Features]:
+        """Tokenizes rows; a feature has ``input_ids``, for some pairs ``token_type_ids``, and the encoded ``label``.
 
         Raises:
             DataError: A text cannot be used, or a label is not one of the head's.
@@ -181,14 +170,13 @@ class TextClassification(Task[TextClassificationOptions]):
         if encoded.truncated:
             rows_cut = f"{encoded.truncated:,} of {len(rows):,} rows"
             self.notes.append(f"{rows_cut} are longer than {max_length:,} tokens and were cut")
-        index = {label: number for number, label in enumerate(self.labels)}
         features: list[Features] = []
         for number, example in enumerate(examples):
             feature: Features = {"input_ids": encoded.input_ids[number]}
             if encoded.token_type_ids is not None:
                 feature["token_type_ids"] = encoded.token_type_ids[number]
             if example.label is not None:
-                feature["label"] = index[example.label]
+                feature["label"] = self.target.encode(example.label)
             features.append(feature)
         return features
 
@@ -196,95 +184,99 @@ class TextClassification(Task[TextClassificationOptions]):
         """Pads on the right to the longest feature.
 
         Returns:
-            int64 tensors: ``input_ids``, ``attention_mask`` and for some pairs ``token_type_ids`` of shape
-            ``(batch, seq)``, and ``labels`` of shape ``(batch,)``, -100 where a row has none.
+            int64 tensors ``input_ids``, ``attention_mask`` and for some pairs ``token_type_ids`` of shape
+            ``(batch, seq)``, and ``labels`` of shape ``(batch, …)`` as the target has them.
         """
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        lengths = [len(feature["input_ids"]) for feature in features]
-        longest = max(lengths)
-        # Padding is masked, so any id does for a tokenizer that has none.
-        padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": 0}
-        batch = {
-            key: [feature[key] + [value] * (longest - len(feature[key])) for feature in features]
-            for key, value in padding.items()
-            if key in features[0]
-        }
-        batch["attention_mask"] = [[1] * length + [0] * (longest - length) for length in lengths]
-        tensors = {key: torch.tensor(value, dtype=torch.int64) for key, value in batch.items()}
-        labels = [feature.get("label", IGNORE_INDEX) for feature in features]
-        return {**tensors, "labels": torch.tensor(labels, dtype=torch.int64)}
+        batch = pad_tokens(features, tokenizer)
+        if "token_type_ids" in features[0]:
+            types = [torch.tensor(feature["token_type_ids"]) for feature in features]
+            batch["token_type_ids"] = pad_sequence(types, batch_first=True)
+        batch["labels"] = self.target.collate([feature.get("label") for feature in features])
+        return batch
 
     # -- through the model ---------------------------------------------------------------------------
 
+    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+        """Loads the base with the target's outputs."""
+        from adaptkit.models.classifier import load_classifier
+
+        return load_classifier(
+            source,
+            precision=precision,
+            seed=seed,
+            labels=self.target.outputs,
+            pooling=self.options.pooling,
+            dropout=self.options.head_dropout,
+        )
+
     def count(self, batch: Mapping[str, Tensor]) -> float:
-        """Returns the rows that have a label, or with balanced classes the sum of their weights."""
-        labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        weights = self._class_weights(labels)
-        return float(labels.numel() if weights is None else weights[labels].sum())
+        """Returns what the target counts: rows, their weights, or rows times labels."""
+        return self.target.count(batch["labels"])
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
-        """Returns the cross-entropy in nats, summed over the rows that have a label."""
-        return LossSum(self._summed_loss(_logits(model, batch), batch["labels"]))
+        """Returns the target's loss, summed over the rows that have a label."""
+        return LossSum(self.target.loss(_logits(model, batch), batch["labels"]))
 
     def metrics(self) -> Metrics:
-        """Returns a collector of loss, accuracy, macro F1 and Matthews correlation."""
-        return ClassificationMetrics(self)
+        """Returns a collector of the loss and the target's figures."""
+        return ClassificationMetrics(self.target)
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
-        """Returns ``{"label": name, "scores": {name: probability}}`` for each row."""
-        scores = _logits(model, batch).softmax(dim=-1).tolist()
-        return [
-            {"label": self.labels[row.index(max(row))], "scores": dict(zip(self.labels, row, strict=True))}
-            for row in scores
-        ]
-
-    def _summed_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns a scalar from logits ``(batch, classes)`` and labels ``(batch,)``."""
-        from torch.nn.functional import cross_entropy
-
-        weights = self._class_weights(labels)
-        return cross_entropy(logits, labels, weights, reduction="sum", ignore_index=IGNORE_INDEX)
-
-    def _class_weights(self, like: Tensor) -> Tensor | None:
-        """Returns float32 weights ``(classes,)`` on the device of ``like``; None where all are 1."""
-        if self.options.class_weights == "none":
-            return None
-        import torch
-
-        return torch.tensor(balanced_weights(self.counts), dtype=torch.float32, device=like.device)
+        """Returns the target's prediction for each row."""
+        return self.target.decode(_logits(model, batch))
 
 
 class ClassificationMetrics(Metrics):
-    """Loss and the figures of a confusion matrix."""
+    """Loss and the figures of a target."""
 
-    def __init__(self, task: TextClassification) -> None:
-        self._task = task
-        self._confusion = ConfusionMatrix(len(task.labels))
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._figures = target.figures()
         self._loss, self._count = 0.0, 0.0
 
     def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         """Takes one batch; rows without a label are passed over."""
         logits, labels = _logits(model, batch), batch["labels"]
-        self._loss += self._task._summed_loss(logits, labels).item()
-        self._count += self._task.count(batch)
-        known = labels != IGNORE_INDEX
-        self._confusion.update(labels[known], logits.argmax(dim=-1)[known])
+        known = self._target.known(labels)
+        self._loss += self._target.loss(logits, labels).item()
+        self._count += self._target.count(labels)
+        self._figures.update(logits[known], labels[known])
 
     def compute(self) -> dict[str, float]:
-        """Returns ``loss`` in nats a row, ``accuracy``, ``macro_f1`` and ``matthews_correlation``.
+        """Returns ``loss`` and the target's figures.
 
         Raises:
             DataError: No row had a label.
         """
         if not self._count:
-            allowed = enumerate_names(self._task.labels)
-            raise DataError("no row has a label, so nothing can be measured", allowed=allowed, fix="add labels")
-        return {"loss": self._loss / self._count, **self._confusion.compute()}
+            raise DataError("no row has a label, so nothing can be measured", fix="add labels")
+        return {"loss": self._loss / self._count, **self._figures.compute()}
+
+
+def make_target(kind: Kind, options: TextClassificationOptions) -> Target:
+    """Returns what is predicted, before it has seen a row.
+
+    Raises:
+        RecipeError: An option is set that this kind has no use for.
+    """
+    if kind == "single":
+        return SingleLabel(options.labels, balanced=options.class_weights == "balanced")
+    useless = ["class_weights"] if options.class_weights == "balanced" else []
+    if kind == "regression" and options.labels:
+        useless.append("labels")
+    if useless:
+        fix = f"leave it out, or set task.kind to {'single' if 'class_weights' in useless else 'single or multi'}"
+        raise RecipeError(
+            [Problem(f"task.{name} is of no use where the labels are of kind {kind}", fix=fix) for name in useless]
+        )
+    return MultiLabel(options.labels) if kind == "multi" else Regression()
 
 
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Returns float32 logits of shape ``(batch, classes)``, whatever the precision of the model."""
+    """Returns float32 logits of shape ``(batch, outputs)``, whatever the precision of the model."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits: Tensor = model(**inputs).logits
     return logits.float()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.data.batching import effective_batches, micro_batches
+from adaptkit.data.packing import collate_packed, pack
 from adaptkit.task import Features
 
 if TYPE_CHECKING:
@@ -47,20 +49,43 @@ class TrainingBatches:
         task: Collates them.
         tokenizer: Of the base, for padding.
         settings: Batch sizes and seed.
+        pack_to: Tokens of a sequence that several rows share; None: each row is a sequence of its own.
     """
 
-    def __init__(self, features: Sequence[Features], task: Task[Any], tokenizer: Any, settings: TrainingSpec) -> None:
+    def __init__(
+        self,
+        features: Sequence[Features],
+        task: Task[Any],
+        tokenizer: Any,
+        settings: TrainingSpec,
+        *,
+        pack_to: int | None = None,
+    ) -> None:
         self.features = features
         self.steps_per_epoch = steps_per_epoch(len(features), settings)
-        self._lengths = [len(row["input_ids"]) for row in features]
-        self._task, self._tokenizer, self._settings = task, tokenizer, settings
+        self._lengths = [task.length(row) for row in features]
+        self._task, self._tokenizer, self._settings, self._pack_to = task, tokenizer, settings, pack_to
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     def at(self, step: int) -> list[Batch]:
         """Returns the micro-batches of optimizer step `step`, counted from 0."""
-        rows = self.rows_at(step)
+        epoch = step // self.steps_per_epoch
+        rows = {index: self._varied(index, epoch) for index in self.rows_at(step)}
+        if self._pack_to is not None:
+            return self._packed(list(rows.values()), self._pack_to)
         cuts = micro_batches(rows, self._lengths, self._settings.micro_batch_tokens)
-        return [collate(self._task, [self.features[index] for index in cut], self._tokenizer) for cut in cuts]
+        return [collate(self._task, [rows[index] for index in cut], self._tokenizer) for cut in cuts]
+
+    def _varied(self, index: int, epoch: int) -> Features:
+        """Returns a row as it is seen in an epoch."""
+        return self._task.vary(self.features[index], random.Random(f"{self._settings.seed}/{epoch}/{index}"))
+
+    def _packed(self, rows: Sequence[Features], length: int) -> list[Batch]:
+        sequences = pack(rows, length)
+        cuts = micro_batches(
+            range(len(sequences)), [len(ids["input_ids"]) for ids in sequences], self._settings.micro_batch_tokens
+        )
+        return [collate_packed([sequences[index] for index in cut]) for cut in cuts]
 
     def rows_at(self, step: int) -> list[int]:
         """Returns the rows of optimizer step `step`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the task's figures over all rows, by name without a prefix."""
     metrics = task.metrics()
+    metrics.expect(len(features))
     with inference(model, numerics):
         for _, batch in ordered_batches(task, features, tokenizer, numerics, micro_batch_tokens):
             metrics.update(model, batch)
@@ -59,6 +61,7 @@ def ordered_batches(
     task: Task[Any], features: Sequence[Features], tokenizer: Any, numerics: Numerics, micro_batch_tokens: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yields the rows of a batch and the batch, longest rows first, so that what does not fit fails at once."""
-    lengths = [len(row["input_ids"]) for row in features]
+    lengths = [task.length(row) for row in features]
     for rows in evaluation_batches(lengths, micro_batch_tokens):
-        yield rows, move(collate(task, [features[index] for index in rows], tokenizer), numerics.device)
+        varied = [task.vary(features[index], random.Random(f"evaluation/{index}")) for index in rows]
+        yield rows, move(collate(task, varied, tokenizer), numerics.device)

@@ -111,7 +111,7 @@ def train_step(job: Job) -> StepRecord:
         epoch=job.step / job.batches.steps_per_epoch,
         loss=loss,
         count=count,
-        tokens=sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch),
+        tokens=sum(_tokens(batch) for batch in micro_batches),
         learning_rate=learning_rate,
         grad_norm=norm,
         seconds=perf_counter() - started,
@@ -121,6 +121,13 @@ def train_step(job: Job) -> StepRecord:
 def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Returns a batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> int:
+    """Returns how many tokens of a batch are not padding; packed sequences have hardly any."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["input_ids"].numel() if "input_ids" in batch else 0
 
 
 def _backward(job: Job, micro_batches: list[dict[str, Tensor]], count: float) -> float:

@@ -47,7 +47,7 @@ class Everything(Strategy[StrategyOptions]):
 
 class Nothing(Strategy[StrategyOptions]):
     name = "nothing"
-    trains_new_modules = False
+    trains_new_parameters = False
 
     def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
         return model

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from adaptkit.errors import ModelError
 from adaptkit.models.attention import PrefixKV, prefixes
 from adaptkit.models.loading import load_model
+from adaptkit.models.source import ModelSource
 from adaptkit.recipe import ModelSpec
 from adaptkit.strategies.prefix_tuning import PrefixTuning, PrefixTuningOptions
 from adaptkit.strategy import AdaptContext, Family
@@ -222,7 +223,9 @@ def test_packed_rows_equal_rows_alone(architecture: str) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_nf4_base_trains_as_a_whole_one_does(architecture: str, tmp_path: Any) -> None:
     build(architecture).save_pretrained(tmp_path)  # type: ignore[operator]
-    base, _ = load_model(AUTO_CLASS[family(architecture)], ModelSpec(name=str(tmp_path)), "nf4")
+    config = AutoConfig.from_pretrained(tmp_path)
+    source = ModelSource(ModelSpec(name=str(tmp_path)), config, tokenizer=None, family=family(architecture))
+    base, _ = load_model(AUTO_CLASS[family(architecture)], source, "nf4")
     assert any(type(module).__name__ == "Linear4bit" for module in base.modules())
     tuning, model = adapted(architecture, base.requires_grad_(False).eval())
     assert {tensor.dtype for tensor in tuning.state(model).values()} == {torch.float32}
@@ -281,7 +284,7 @@ def test_attention_that_cannot_be_reached_is_refused() -> None:
 
 def test_heads_that_differ_from_the_config_are_refused() -> None:
     with pytest.raises(ModelError, match="2 key/value heads of size 8"):
-        PrefixKV(4, P, 16, torch.device("cpu"))(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))
+        PrefixKV(4, P, 16, 16, torch.device("cpu"))(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))
 
 
 def test_a_prefix_longer_than_the_positions_is_refused() -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.classifier import load_classifier
 from adaptkit.models.layers import count_parameters
+from adaptkit.models.source import open_source
 from adaptkit.recipe import ModelSpec, Precision, Recipe
 from adaptkit.registry import load_registry
 from adaptkit.task import BaseModel
@@ -92,9 +93,15 @@ def test_parameters_are_counted_as_the_weights_that_they_stand_for(strategy: str
 
 def head(folder: Path, seed: int, precision: Precision = "fp32", pooling: Any = "native") -> dict[str, Tensor]:
     base = load_classifier(
-        ModelSpec(name=str(folder)), precision=precision, seed=seed, labels=["a", "b"], pooling=pooling, dropout=0.0
+        open_source(ModelSpec(name=str(folder))),
+        precision=precision,
+        seed=seed,
+        labels=["a", "b"],
+        pooling=pooling,
+        dropout=0.0,
     )
-    assert base.new_modules == base.head_modules == ("classifier",)
+    assert base.head_modules == ("classifier",)
+    assert set(base.new_parameters) == {"classifier.weight", "classifier.bias"}
     return {name: p.detach().float() for name, p in base.module.get_submodule("classifier").named_parameters()}
 
 
@@ -115,7 +122,7 @@ def test_adapt_gives_the_same_structure_on_the_meta_device(strategy: str, recipe
     with torch.device("meta"):
         module = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_bert))
     base = BaseModel(
-        module, adapted.base.tokenizer, "encoder", "fp32", adapted.base.head_modules, adapted.base.new_modules
+        module, adapted.base.tokenizer, "encoder", "fp32", adapted.base.head_modules, adapted.base.new_parameters
     )
     planner = load_registry().strategy(strategy)(recipe(strategy).strategy)
     planned = trainable(adapt_model(planner, base, adapted.context))

@@ -84,7 +84,7 @@ CASES = {
     "only blank lines": Case("there are no rows in it", where="train.jsonl", allowed="at least one row", train=b"\n\n"),
     "one class only": Case(
         "every training row has the label 'good'",
-        where="train.jsonl",
+        where="data.train",
         allowed="two labels or more",
         fix="check the label column",
         train=lines(*({**row, "label": "good"} for row in GOOD)),
@@ -142,7 +142,7 @@ CASES = {
     "label is a list": Case(
         "the label is a list",
         where="train.jsonl:6, column 'label'",
-        fix="one row has one label",
+        fix="task.kind: multi",
         train=with_row(6, label=["good", "bad"]),
     ),
     "label is null": Case(

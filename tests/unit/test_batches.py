@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,12 @@ EPOCH = 5  # steps: four batches of 5 rows and one of 3
 
 class Indices:
     """Collates rows to their numbers."""
+
+    def length(self, row: dict[str, Any]) -> int:
+        return len(row["input_ids"])
+
+    def vary(self, row: dict[str, Any], generator: Random) -> dict[str, Any]:
+        return row
 
     def collate(self, rows: list[dict[str, Any]], tokenizer: object) -> dict[str, list[int]]:
         return {"rows": [row["index"] for row in rows]}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from adaptkit.data.columns import select_columns
+from adaptkit.data.columns import Layout, select_columns
 from adaptkit.errors import DataError
 from adaptkit.task import Row
 
@@ -12,21 +12,25 @@ def rows(*values: dict[str, object]) -> list[Row]:
     return [Row(value, f"a.jsonl:{line}") for line, value in enumerate(values, 1)]
 
 
+def layout(optional: tuple[str, ...] = ()) -> Layout:
+    return Layout("text+label", ("text", "label"), optional)
+
+
 def problems_of(data: list[Row], columns: dict[str, str], **options):
     with pytest.raises(DataError) as caught:
-        select_columns(data, ("text", "label"), columns, **options)
+        select_columns(data, layout(**options), columns)
     assert caught.value.exit_code == 3
     return caught.value.problems
 
 
 def test_columns_become_roles_and_others_are_dropped():
-    selected = select_columns(rows({"review": "good", "label": 1, "id": 7}), ("text", "label"), {"text": "review"})
+    selected = select_columns(rows({"review": "good", "label": 1, "id": 7}), layout(), {"text": "review"})
     assert selected == [Row({"text": "good", "label": 1}, "a.jsonl:1")]
 
 
 def test_an_optional_role_is_taken_where_a_row_has_it():
     data = rows({"text": "a", "label": 0, "text_pair": "b"}, {"text": "c", "label": 1})
-    selected = select_columns(data, ("text", "label"), {}, optional=("text_pair",))
+    selected = select_columns(data, layout(optional=("text_pair",)), {})
     assert [row.values.get("text_pair") for row in selected] == ["b", None]
 
 

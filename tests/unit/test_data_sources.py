@@ -68,6 +68,108 @@ def test_a_row_of_a_format_without_lines_says_its_number(tmp_path):
     assert [row.where for row in read_rows(source)] == [f"{source}, row 1", f"{source}, row 2"]
 
 
+# -- texts and tagged sentences ------------------------------------------------------------------------
+
+
+def test_a_text_file_is_one_row_with_its_name(tmp_path):
+    source = write(tmp_path / "Othello.txt", "Tush!\n\nNever tell me.\n")
+    [row] = read_rows(source)
+    assert row.values == {"text": "Tush!\n\nNever tell me.\n", "document": "Othello.txt"}
+    assert row.where == source
+
+
+def test_a_folder_of_texts_is_a_row_a_file_in_the_order_of_their_names(tmp_path):
+    for name in ("b.txt", "a.txt", "c.TXT"):
+        write(tmp_path / name, f"text of {name}")
+    write(tmp_path / "LICENSE", "is no data")
+    rows = read_rows(str(tmp_path))
+    assert [row.values["document"] for row in rows] == ["a.txt", "b.txt", "c.TXT"]
+    assert rows[1].values["text"] == "text of b.txt"
+    assert rows[1].where == str(tmp_path / "b.txt")
+
+
+def test_a_folder_with_other_data_beside_its_texts_is_not_guessed_at(tmp_path):
+    write(tmp_path / "notes.txt", "a")
+    write(tmp_path / "train.csv", CSV)
+    [problem] = problems_of(str(tmp_path))
+    assert problem.fix == "name one of its files: 'notes.txt', 'train.csv'"
+
+
+def test_every_text_of_a_folder_that_cannot_be_read_is_named(tmp_path):
+    for name, content in {"a.txt": b"\xff", "b.txt": b"good", "c.txt": b""}.items():
+        write(tmp_path / name, content)
+    assert [Path(problem.where.partition(":")[0]).name for problem in problems_of(str(tmp_path))] == ["a.txt", "c.txt"]
+
+
+def test_a_folder_of_texts_has_no_splits(tmp_path):
+    write(tmp_path / "a.txt", "a")
+    [problem] = problems_of(f"{tmp_path}:train")
+    assert problem.found == "a folder of texts has no split 'train'"
+
+
+CONLL = "-DOCSTART- -X- O\n\n# a comment\nThe DT O\ncat NN B-X\n\n\n# 3\nNo. UH O\n# NN O\n"
+
+
+@pytest.mark.parametrize("change", [str, lambda text: text.replace(" ", "  "), lambda text: text.replace("\n", "\r\n")])
+def test_a_conll_file_is_a_row_a_sentence_of_first_and_last_column(change, tmp_path):
+    source = write(tmp_path / "a.conll", change(CONLL))
+    rows = read_rows(source)
+    assert [(row.values["tokens"], row.values["tags"]) for row in rows] == [
+        (["The", "cat"], ["O", "B-X"]),
+        (["No.", "#"], ["O", "O"]),
+    ]
+    assert [row.where for row in rows] == [f"{source}:4", f"{source}:9"]
+
+
+def test_columns_may_be_cut_by_tabs_so_that_a_token_has_spaces(tmp_path):
+    [row] = read_rows(write(tmp_path / "a.conll", "New York\tB-LOC\n# \tO\n"))
+    assert row.values["tokens"] == ["New York", "# "]
+
+
+def test_a_file_of_tokens_alone_has_rows_without_tags(tmp_path):
+    [row] = read_rows(write(tmp_path / "a.conll", "The\ncat\n"))
+    assert row.values == {"tokens": ["The", "cat"], "document": "a.conll"}
+
+
+def test_sentences_between_document_lines_belong_together(tmp_path):
+    lines = "-DOCSTART- O\n\na O\n\nb O\n\n-DOCSTART- O\n\nc O\n"
+    documents = [row.values["document"] for row in read_rows(write(tmp_path / "a.conll", lines))]
+    assert documents[0] == documents[1] != documents[2]
+
+
+def test_every_line_with_another_number_of_fields_is_reported(tmp_path):
+    source = write(tmp_path / "a.conll", "The\ncat NN\n\nsat VB\ndown in RP\nthere RB\n")
+    problems = problems_of(source)
+    assert [problem.where for problem in problems] == [f"{source}:1", f"{source}:5"]
+    assert problems[0].allowed == "2 fields, as the others have"
+
+
+CONLLU = """\
+# newdoc id = one
+# text = Don't go
+1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tDo\tdo\tAUX\tVB\t_\t3\taux\t_\t_
+2\tn't\tnot\tPART\tRB\t_\t3\tadvmod\t_\t_
+3\tgo\tgo\tVERB\tVB\t_\t0\troot\t_\t_
+3.1\tgone\tgo\tVERB\tVB\t_\t_\t_\t_\t_
+
+#text = no space
+1\tStop\tstop\tVERB\tVB\t_\t0\troot\t_\t_
+"""
+
+
+def test_a_conllu_file_gives_words_with_both_kinds_of_tags(tmp_path):
+    rows = read_rows(write(tmp_path / "a.conllu", CONLLU))
+    assert [row.values["tokens"] for row in rows] == [["Do", "n't", "go"], ["Stop"]]
+    assert rows[0].values["tags"] == ["AUX", "PART", "VERB"]
+    assert rows[0].values["xpos"] == ["VB", "RB", "VB"]
+
+
+def test_a_conllu_file_needs_ten_fields(tmp_path):
+    [problem] = problems_of(write(tmp_path / "a.conllu", CONLLU + "2\tnow\tADV\n"))
+    assert problem.allowed == "10 fields, as the others have"
+
+
 # -- what is not there ---------------------------------------------------------------------------------
 
 
@@ -119,7 +221,7 @@ def test_a_file_without_rows_is_an_error(name, content, tmp_path):
 def test_an_unknown_suffix_is_answered_with_the_known_ones(tmp_path):
     [problem] = problems_of(write(tmp_path / "a.jsnl", "{}"))
     assert "'.jsnl'" in problem.found
-    assert problem.allowed == ".jsonl, .json, .csv, .tsv, .parquet"
+    assert problem.allowed == ".jsonl, .json, .csv, .tsv, .parquet, .txt, .conll, .conllu"
     assert problem.fix == "did you mean '.jsonl'?"
 
 

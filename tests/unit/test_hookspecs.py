@@ -12,6 +12,7 @@ from adaptkit.hookspecs import Events, Registration
 FROZEN = {
     "adaptkit_register_strategies": ["register"],
     "adaptkit_register_tasks": ["register"],
+    "adaptkit_register_formats": ["register"],
     "adaptkit_register_optimizers": ["register"],
     "adaptkit_train_begin": ["run"],
     "adaptkit_step_end": ["run", "record"],

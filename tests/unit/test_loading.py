@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from adaptkit.errors import ModelError
-from adaptkit.models.loading import base_fingerprint, load_config, load_model, load_tokenizer
+from adaptkit.models.configs import load_config
+from adaptkit.models.loading import load_model
+from adaptkit.models.source import ModelSource, open_source
+from adaptkit.models.tokenizers import load_tokenizer
 from adaptkit.recipe import ModelSpec, Precision
 
 
@@ -27,15 +30,19 @@ def spec(folder: Path) -> ModelSpec:
     return ModelSpec(name=str(folder))
 
 
+def source(folder: Path) -> ModelSource:
+    return open_source(spec(folder))
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_weights_are_stored_as_asked(precision: Precision, dtype: torch.dtype, tiny_bert: Path) -> None:
-    model, missing = load_model(AutoModel, spec(tiny_bert), precision)
+    model, missing = load_model(AutoModel, source(tiny_bert), precision)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert missing == []
 
 
 def test_a_new_head_is_reported_and_never_quantised(tiny_bert: Path) -> None:
-    model, missing = load_model(AutoModelForSequenceClassification, spec(tiny_bert), "nf4", num_labels=2)
+    model, missing = load_model(AutoModelForSequenceClassification, source(tiny_bert), "nf4", num_labels=2)
     assert missing == ["classifier.bias", "classifier.weight"]
     packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert "bert.encoder.layer.0.attention.self.query" in packed
@@ -43,21 +50,21 @@ def test_a_new_head_is_reported_and_never_quantised(tiny_bert: Path) -> None:
 
 
 def test_the_fingerprint_is_of_contents_not_of_place_or_time(base: Path, tmp_path: Path) -> None:
-    first = base_fingerprint(spec(base), None)
+    first = source(base).fingerprint
     moved = base.rename(tmp_path / "moved")
     (moved / "model.safetensors").touch()
     (moved / "README.md").write_text("notes", encoding="utf-8")
-    assert base_fingerprint(spec(moved), None) == first
+    assert source(moved).fingerprint == first
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json"])
 def test_whatever_decides_what_a_base_computes_is_in_its_fingerprint(file: str, base: Path) -> None:
     (base / "1_Pooling").mkdir()
     (base / "1_Pooling" / "config.json").write_text("{}", encoding="utf-8")
-    before = base_fingerprint(spec(base), None)
+    before = source(base).fingerprint
     with (base / file).open("ab") as opened:
         opened.write(b" ")
-    assert base_fingerprint(spec(base), None) != before
+    assert source(base).fingerprint != before
 
 
 def test_weights_in_a_pickle_are_refused(base: Path) -> None:
@@ -65,7 +72,7 @@ def test_weights_in_a_pickle_are_refused(base: Path) -> None:
     (base / "model.safetensors").unlink()
     for precision in ("fp32", "nf4"):
         with pytest.raises(ModelError, match="safetensors"):
-            load_model(AutoModel, spec(base), precision)
+            load_model(AutoModel, source(base), precision)
 
 
 def test_code_beside_a_model_is_not_run(base: Path) -> None:
@@ -79,8 +86,7 @@ def test_code_beside_a_model_is_not_run(base: Path) -> None:
 
 
 def load(folder: Path) -> None:
-    load_config(spec(folder))
-    load_model(AutoModel, spec(folder), "fp32")
+    load_model(AutoModel, source(folder), "fp32")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -92,6 +98,13 @@ def test_a_damaged_base_is_one_block(file: str, size: int, base: Path) -> None:
     assert str(base) in str(error.value)
 
 
+def test_weights_of_other_shapes_than_the_config_says_are_one_block(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}), encoding="utf-8")
+    with pytest.raises(ModelError, match="other shapes than its config says"):
+        load(base)
+
+
 @pytest.mark.parametrize("key", ["encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight"])
 def test_a_base_that_lacks_weights_of_its_own_is_refused_not_filled_with_random_ones(key: str, base: Path) -> None:
     weights = load_file(base / "model.safetensors")
@@ -99,7 +112,7 @@ def test_a_base_that_lacks_weights_of_its_own_is_refused_not_filled_with_random_
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     for auto_class in (AutoModel, AutoModelForSequenceClassification):
         with pytest.raises(ModelError, match="weights of the base are not in its files") as error:
-            load_model(auto_class, spec(base), "fp32")
+            load_model(auto_class, source(base), "fp32")
         assert key in str(error.value)
 
 
@@ -107,7 +120,7 @@ def test_a_base_without_a_pooler_may_get_a_new_one(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
     save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
-    _, missing = load_model(AutoModelForSequenceClassification, spec(base), "fp32")
+    _, missing = load_model(AutoModelForSequenceClassification, source(base), "fp32")
     assert {name.rpartition(".")[0] for name in missing} == {"bert.pooler.dense", "classifier"}
 
 

@@ -95,4 +95,4 @@ def test_an_option_without_a_json_type_does_not_spoil_the_schema() -> None:
 
 
 def test_nothing_unused_is_defined() -> None:
-    assert set(SCHEMA["$defs"]) == {"ModelSpec", "DataSpec", "TrainingSpec"}
+    assert set(SCHEMA["$defs"]) == {"ModelSpec", "TokenizerTraining", "DataSpec", "Source", "TrainingSpec"}

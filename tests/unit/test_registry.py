@@ -102,6 +102,32 @@ def test_optimizers_are_registered_by_name(install: Install, load: Load) -> None
     assert load().optimizer("sgd-plain")([1], None) == [1]
 
 
+def test_formats_are_registered_by_their_class(install: Install, load: Load) -> None:
+    source = """
+from adaptkit import hookimpl
+from adaptkit.format import Format
+
+class Mine(Format):
+    name, gives, roles = "mine", ("text",), ("body",)
+    def convert(self, values):
+        return {"text": values["body"]}
+
+@hookimpl
+def adaptkit_register_formats(register):
+    register(Mine)
+"""
+    install("good", source)
+    registry = load()
+    assert registry.formats["mine"].distribution == "good"
+    assert registry.format_classes()["mine"]().convert({"body": "a"}) == {"text": "a"}
+    assert info(registry, "good").names == {"format": ("mine",)}
+
+
+def test_the_built_in_formats_are_a_plugin_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTKIT_DISABLE_PLUGINS", "all")
+    assert set(load_registry().formats) == {"alpaca", "prompt-completion", "sharegpt", "summarization", "words"}
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ConfigDict, Field
 
 from adaptkit.contracts import Kind, contract_faults
+from adaptkit.format import Format
 from adaptkit.strategy import Strategy, StrategyOptions
 from adaptkit.task import Task, TaskOptions
 
@@ -92,9 +93,27 @@ def test_each_broken_contract_is_named(value: Any, fault: str) -> None:
     assert fault in faults(value)
 
 
-@pytest.mark.parametrize("name", ["Bias", "my_bias", "-bias", "", "bias ", 7])
+@pytest.mark.parametrize("name", ["Bias", "my_bias", "-bias", "", "bias ", 7, "peft:", ":ia3", "a:b:c", "peft: ia3"])
 def test_a_name_is_lower_case_letters_digits_and_hyphens(name: Any) -> None:
     assert contract_faults("strategy", name, Good)
+
+
+@pytest.mark.parametrize("name", ["bias", "4bit", "layer-norm", "peft:ia3", "peft:ln-tuning"])
+def test_a_name_may_have_one_prefix(name: str) -> None:
+    assert not contract_faults("strategy", name, Good)
+
+
+class BareFormat(Format):
+    name = "bare"
+    roles: ClassVar[Any] = "text"
+
+
+def test_a_format_needs_its_roles_and_no_options() -> None:
+    text = faults(BareFormat, "format")
+    assert "gives that is a tuple" in text
+    assert "roles that is a tuple" in text
+    assert "does not define convert" in text
+    assert "Options" not in text
 
 
 def test_all_faults_of_a_class_are_told_at_once() -> None:

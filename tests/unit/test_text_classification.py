@@ -45,12 +45,11 @@ def test_the_task_registers_itself_without_torch():
         "import sys; from adaptkit.tasks import adaptkit_register_tasks as hook; hook(lambda task: print(task.name)); "
         "assert not {'torch', 'transformers', 'sklearn', 'datasets'} & set(sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
-        "text-classification"
-    ]
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "text-classification" in printed.split()
     found: list[type] = []
     adaptkit_register_tasks(found.append)
-    assert found == [TextClassification]
+    assert TextClassification in found
 
 
 # -- labels --------------------------------------------------------------------------------------------
@@ -68,13 +67,13 @@ def test_the_task_registers_itself_without_torch():
 )
 def test_labels_are_names_in_numeric_order_if_all_are_whole_numbers(values, names):
     subject = prepared([{"text": f"text {value}", "label": value} for value in values])
-    assert subject.labels == names
+    assert subject.target.outputs == names
 
 
 def test_the_recipe_may_fix_the_order_of_the_labels():
     subject = prepared(GOOD, labels=["pos", "neutral", "neg"])
-    assert subject.labels == ["pos", "neutral", "neg"]
-    assert subject.counts == [1, 0, 1]
+    assert subject.target.outputs == ["pos", "neutral", "neg"]
+    assert subject.target.counts == [1, 0, 1]
 
 
 def test_labels_of_a_recipe_may_be_numbers_but_not_repeated():
@@ -87,7 +86,7 @@ def test_what_was_learned_survives_json():
     first = prepared([*GOOD, {"text": "good", "label": "pos"}])
     second = task()
     second.load_state(json.loads(json.dumps(first.state())))
-    assert (second.labels, second.counts, second.paired) == (["neg", "pos"], [1, 2], False)
+    assert (second.target.outputs, second.target.counts, second.paired) == (["neg", "pos"], [1, 2], False)
 
 
 # -- bad input: each names row and field and says what to do -------------------------------------------
@@ -138,7 +137,7 @@ def test_a_label_that_cannot_be_used_is_found_in_every_split(label, found, split
 def test_one_class_only_cannot_be_learned():
     [problem] = problems_of([{"text": "a", "label": "pos"}, {"text": "b", "label": "pos"}])
     assert problem.found == "every training row has the label 'pos'"
-    assert problem.where == "train.jsonl"
+    assert problem.where == "data.train"
     assert problem.allowed == "two labels or more"
     assert problem.fix
 
@@ -147,7 +146,7 @@ def test_one_class_only_cannot_be_learned():
 def test_a_label_that_training_never_saw_is_found_once_with_its_rows(split):
     held_out = [*GOOD, {"text": "x", "label": "poss"}, {"text": "y", "label": "poss"}]
     [problem] = problems_of(GOOD, **{split: held_out})
-    assert problem.found == f"the label 'poss' of the {split} rows is on no training row (2 rows, this is the first)"
+    assert problem.found == f"the label 'poss' of the {split} rows is on no training row (2 times, this is the first)"
     assert problem.where.endswith("jsonl:3")
     assert problem.allowed == "'neg', 'pos'"
     assert "did you mean 'pos'?" in problem.fix
@@ -168,7 +167,7 @@ def test_a_training_label_that_the_recipe_does_not_list_is_found():
 def test_no_training_rows_is_an_error():
     [problem] = problems_of([], GOOD)
     assert problem.found == "there are no training rows"
-    assert problem.where == "train.jsonl"
+    assert problem.where == "data.train"
 
 
 def test_everything_wrong_is_said_at_once_and_many_problems_are_counted():

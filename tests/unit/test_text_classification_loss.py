@@ -10,8 +10,8 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 
 from adaptkit.errors import DataError
-from adaptkit.tasks._confusion import ConfusionMatrix
 from adaptkit.tasks._labels import balanced_weights
+from adaptkit.tasks.classification.confusion import ConfusionMatrix
 from adaptkit.tasks.text_classification import TextClassification, TextClassificationOptions
 
 TOKENIZER = SimpleNamespace(pad_token_id=9)
@@ -20,7 +20,7 @@ TOKENIZER = SimpleNamespace(pad_token_id=9)
 def task(counts: list[int], **options) -> TextClassification:
     subject = TextClassification(TextClassificationOptions(name="text-classification", **options))
     names = [f"class {index}" for index in range(len(counts))]
-    subject.load_state({"labels": names, "counts": counts, "paired": False})
+    subject.load_state({"kind": "single", "labels": names, "counts": counts, "paired": False})
     return subject
 
 
@@ -115,7 +115,7 @@ def test_figures_of_the_confusion_matrix_are_those_of_the_rows(classes, drawn):
     predicted = torch.where(torch.rand(200, generator=generator) < 0.6, truth, noise)
     matrix = ConfusionMatrix(classes)
     for part in torch.arange(200).split(33):
-        matrix.update(truth[part], predicted[part])
+        matrix.update(torch.nn.functional.one_hot(predicted[part], classes).float(), truth[part])
     figures = matrix.compute()
     assert figures["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
     assert figures["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(truth, predicted, average="macro"))
@@ -137,7 +137,7 @@ def test_metrics_do_not_depend_on_the_batches_and_agree_with_loss_and_prediction
         figures = metrics.compute()
         loss = subject.loss(model, whole).total.item() / subject.count(whole)
         names = [prediction["label"] for prediction in subject.predict(model, whole)]
-    right = [name == subject.labels[feature["label"]] for name, feature in zip(names, features, strict=True)]
+    right = [name == subject.target.outputs[feature["label"]] for name, feature in zip(names, features, strict=True)]
     assert figures["loss"] == pytest.approx(loss, rel=1e-5)
     assert figures["accuracy"] == pytest.approx(sum(right) / 40)
     assert set(figures) == {"loss", "accuracy", "macro_f1", "matthews_correlation"}
@@ -157,6 +157,6 @@ def test_a_prediction_names_the_most_probable_label():
         predictions = subject.predict(model, subject.collate(random_features(5, 3), TOKENIZER))
     assert len(predictions) == 5
     for prediction in predictions:
-        assert list(prediction["scores"]) == subject.labels
+        assert list(prediction["scores"]) == subject.target.outputs
         assert sum(prediction["scores"].values()) == pytest.approx(1, abs=1e-6)
         assert prediction["label"] == max(prediction["scores"], key=prediction["scores"].__getitem__)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adaptkit.tasks.classification.target import Figures
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ConfusionMatrix:
+class ConfusionMatrix(Figures):
     """Counts of (true, predicted) pairs.
 
     Attributes:
@@ -20,12 +22,12 @@ class ConfusionMatrix:
 
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
-    def update(self, truth: Tensor, predicted: Tensor) -> None:
-        """Adds rows; both are class indices of shape ``(batch,)``."""
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds rows: logits ``(rows, classes)`` and class indices ``(rows,)``."""
         import torch
 
         classes = len(self.counts)
-        cells = (truth * classes + predicted).cpu()
+        cells = (labels * classes + logits.argmax(dim=-1)).cpu()
         self.counts += torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
     def compute(self) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""The file formats: one reader a suffix, each of which reports everything that is wrong in its file at once."""
+"""Files by their suffix: one reader each, which reports everything that is wrong in its file at once."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -12,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptkit.data.conll import read_conll, read_conllu
 from adaptkit.data.problems import data_error
+from adaptkit.data.text import decoded, read_text
 from adaptkit.errors import DataError, Problem
 from adaptkit.task import Row
 
@@ -27,7 +28,7 @@ def read_jsonl(path: Path) -> list[Row]:
     """
     rows, problems = [], []
     # str.splitlines would also cut at U+2028 and its like, which JSON allows inside a string.
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(decoded(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -48,7 +49,7 @@ def read_json(path: Path) -> list[Row]:
         DataError: The file is not such a list; one problem for each element that is not an object.
     """
     try:
-        content = json.loads(_text(path) or "[]")
+        content = json.loads(decoded(path) or "[]")
     except (ValueError, RecursionError) as error:
         raise data_error([_broken_json(error, path)]) from None
     elements = content.get("data") if isinstance(content, dict) else content
@@ -113,6 +114,9 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".csv": partial(read_csv, delimiter=","),
     ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet,
+    ".txt": read_text,
+    ".conll": read_conll,
+    ".conllu": read_conllu,
 }
 
 
@@ -122,33 +126,9 @@ def _all_good(rows: list[Row], problems: Sequence[Problem]) -> list[Row]:
     return rows
 
 
-def _text(path: Path) -> str:
-    """Returns the file's text without a byte order mark.
-
-    Raises:
-        DataError: The file is not UTF-8; with the first offending byte and the number of lines that have one.
-    """
-    content = path.read_bytes()
-    body = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = error.start + len(content) - len(body)
-    line = content.count(b"\n", 0, offset) + 1
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    lines = sum("\ufffd" in text for text in body.decode("utf-8", errors="replace").split("\n"))
-    raise DataError(
-        f"byte 0x{content[offset]:02x} at offset {offset} is not UTF-8; {lines} line(s) of the file have such bytes",
-        where=f"{path}:{line}",
-        allowed="UTF-8, with or without a byte order mark",
-        fix="save the file as UTF-8, for example: "
-        f"iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} -t UTF-8 {path.name} > utf8-{path.name}",
-    )
-
-
 def _records(path: Path, delimiter: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Yields every record that is not empty with the line on which it begins; a broken one ends the file."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(decoded(path), newline=""), delimiter=delimiter, strict=True)
     begin = 1
     try:
         for fields in reader:

@@ -1,0 +1,173 @@
+"""A finished run as an ordinary model folder, so that the next run, or another library, can start from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from adaptkit.artifact.folder import RunFolder, write_json
+from adaptkit.artifact.run import Run
+from adaptkit.artifact.saving import PROVENANCE
+from adaptkit.errors import ModelError
+from adaptkit.models.family import read_json
+from adaptkit.models.local import check_local, is_run
+from adaptkit.recipe import ModelSpec, Precision, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from adaptkit.models.building import AdaptedModel
+
+# How sentence-transformers says which pooling a model was trained with; `models.classifier` reads it.
+POOLING_FILE = Path("1_Pooling") / "config.json"
+POOLING_KEYS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+
+
+def check_base(spec: ModelSpec) -> None:
+    """Checks that a recipe's base can be had, as far as that is seen without a network. Imports no torch.
+
+    Raises:
+        ModelError: There is no such model, or the run that is named cannot be a base.
+        CheckpointError: The run that is named is damaged.
+    """
+    check_local(spec)
+    if is_run(spec.name) and not _is_fresh(Path(spec.name)):
+        _check_mergeable(Run(Path(spec.name)))
+
+
+def base_spec(spec: ModelSpec) -> ModelSpec:
+    """Returns the section of a recipe with a run replaced by its plain model; any other base as it is.
+
+    Raises:
+        ModelError: The run cannot be a base.
+    """
+    return spec.model_copy(update={"name": str(plain_model(Path(spec.name)))}) if is_run(spec.name) else spec
+
+
+def on_plain_model(recipe: Recipe) -> Recipe:
+    """Returns a recipe that names a model where it named a run, which becomes one if it has not yet.
+
+    Raises:
+        ModelError: The run cannot be a base.
+    """
+    return recipe.model_copy(update={"model": base_spec(recipe.model)})
+
+
+def plain_model(folder: Path) -> Path:
+    """Returns the folder of a run's plain model: config, safetensors, tokenizer, and the pooling of a pooled head.
+
+    It is made when it is first asked for, and again when the run's tensors are no longer those that it was made of.
+    A head that was made for the task does not go along: the next task has one of its own.
+
+    Args:
+        folder: Of a finished run.
+
+    Raises:
+        ModelError: The strategy of the run cannot be merged.
+        CheckpointError: The run is damaged, or its own base is gone.
+    """
+    target = RunFolder(folder).model
+    if _is_fresh(folder):
+        return target
+    run = Run(folder)
+    _check_mergeable(run)
+    try:
+        with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
+            staged = Path(temporary) / target.name
+            staged.mkdir()
+            _write(run, staged)
+            write_json(staged / PROVENANCE, _stamp(folder))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(staged, target)
+    except OSError as error:
+        raise ModelError(
+            f"the run's plain model cannot be written: {error.strerror or error}",
+            where=str(target),
+            fix="make room, or make the run's folder writable: a run becomes a plain model when another starts from it",
+        ) from error
+    return target
+
+
+def _stamp(folder: Path) -> dict[str, Any]:
+    """Returns what a plain model is made of: the sha256 of the run's tensors."""
+    record = read_json(RunFolder(folder).adapter / PROVENANCE) or {}
+    return {"tensors": record.get("tensors")}
+
+
+def _is_fresh(folder: Path) -> bool:
+    return read_json(RunFolder(folder).model / PROVENANCE) == _stamp(folder)
+
+
+def _check_mergeable(run: Run) -> None:
+    if run.strategy.capabilities.mergeable:
+        return
+    able = run.mergeable_strategies()
+    others = sum(":" in name for name in able)
+    named = ", ".join(name for name in able if ":" not in name) + (f" and {others} of PEFT's methods" if others else "")
+    raise ModelError(
+        f"the run {str(run.directory)!r} cannot be the base of another one: what {run.strategy.name!r} trained "
+        "cannot become part of its base's weights",
+        where="model.name",
+        allowed=f"a run of a strategy that can be merged: {named}",
+        fix=f"start from its own base, model: {run.recipe.model.name}, or run it again with one of these strategies",
+    )
+
+
+def _write(run: Run, folder: Path) -> None:
+    """Writes the files of transformers into an empty folder."""
+    from adaptkit.models.loading import quiet_transformers
+    from adaptkit.models.new_tokens import fold
+
+    adapted = run.build(_storage(run))
+    pooling = getattr(adapted.base.module, "pooling", None)
+    model = _plain(run.strategy.merge(adapted.model))
+    fold(model)
+    if adapted.base.head_modules:
+        model = model.base_model
+        _check_whole(run, adapted, model)
+        # Of the task's head; its config would bring its labels along.
+        model.config.num_labels, model.config.problem_type = 2, None
+    with quiet_transformers():
+        model.to(_dtype(adapted)).save_pretrained(folder)
+    run.tokenizer.save_pretrained(folder)
+    if pooling in POOLING_KEYS:
+        (folder / POOLING_FILE).parent.mkdir()
+        modes = {key: name == pooling for name, key in POOLING_KEYS.items()}
+        write_json(folder / POOLING_FILE, {"word_embedding_dimension": model.config.hidden_size, **modes})
+
+
+def _storage(run: Run) -> Precision:
+    """Returns the precision of the plain model: the base's, or of a quantised base that of its files.
+
+    Added to quantised weights an update would be rounded away; the whole weights, from which they were made, take it.
+    """
+    if run.base_precision in ("fp32", "bf16"):
+        return run.base_precision
+    return "bf16" if str(getattr(run.source.config, "dtype", None)) in ("torch.bfloat16", "torch.float16") else "fp32"
+
+
+def _dtype(adapted: AdaptedModel) -> Any:
+    import torch
+
+    return torch.float32 if adapted.base.precision == "fp32" else torch.bfloat16
+
+
+def _plain(model: nn.Module) -> PreTrainedModel:
+    """Returns the model of transformers in an adapted one: itself, or what stands under a head of ours."""
+    from transformers import PreTrainedModel
+
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def _check_whole(run: Run, adapted: AdaptedModel, model: Any) -> None:
+    if adapted.base.family == "encoder-decoder" and not hasattr(model, "decoder"):
+        raise ModelError(
+            f"the run {str(run.directory)!r} cannot be the base of another one: it has the encoder alone of "
+            f"{run.recipe.model.name!r}",
+            where="model.name",
+            fix=f"start from its own base, model: {run.recipe.model.name}",
+        )

@@ -1,0 +1,1 @@
+"""What text classification predicts of a text: one label, several labels, or a number."""
