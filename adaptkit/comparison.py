@@ -61,7 +61,10 @@ class Comparison:
         return sorted((result for result in self.results if result.strategy == strategy), key=lambda r: r.seed)
 
     def rows(self) -> list[list[str]]:
-        """Returns a table, best strategy first: a header and one row a strategy."""
+        """Returns a table, best strategy first: a header and one row a strategy.
+
+        Seconds are those of the fastest seed, which is the one that other work on the machine disturbed least.
+        """
         names = dict.fromkeys(result.strategy for result in self.results)
         ranked = sorted(names, key=lambda name: self._mean(name, self._figure), reverse=self.higher_is_better)
         header = ["strategy", self.metric, "trainable", "peak memory", "seconds", "artifact"]
@@ -74,7 +77,7 @@ class Comparison:
             mean_and_deviation(figures),
             f"{self.of(name)[0].trainable_parameters:,}",
             f"{self._mean(name, lambda r: r.peak_memory_bytes) / 2**30:.2f} GiB",
-            f"{self._mean(name, lambda r: r.seconds):.0f}",
+            f"{min(result.seconds for result in self.of(name)):.0f}",
             f"{self._mean(name, lambda r: r.artifact_bytes) / 1e6:.2f} MB",
         ]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS = "adapter_model.safetensors"
 PROVENANCE = "adaptkit.json"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
