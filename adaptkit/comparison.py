@@ -118,8 +118,8 @@ def compare(
         folder = RunFolder(Path(parsed.output))
         if not folder.results.is_file():
             report(f"running {strategy}, seed {seed}")
-            _run(recipe, [*overrides, *_own(strategy, seed, folder.path.parent)], resume=folder.recipe.is_file())
-        results.append(_measure(strategy, seed, folder))
+            run_apart(recipe, [*overrides, *_own(strategy, seed, folder.path.parent)], folder)
+        results.append(measure(folder))
         report(f"{strategy}, seed {seed}: " + "  ".join(f"{k} {v:.4f}" for k, v in results[-1].metrics.items()))
     best = load(runs[0][2].output).task.best
     comparison = Comparison(best.metric, best.higher_is_better, tuple(results))
@@ -154,9 +154,19 @@ def _own(strategy: str, seed: int, parent: Path) -> list[str]:
     return [f"strategy={strategy}", f"training.seed={seed}", f"output={parent / f'{strategy}-seed{seed}'}"]
 
 
-def _run(recipe: str | Path, overrides: Sequence[str], *, resume: bool) -> None:
-    """Runs a recipe in a process of its own, so that its memory and time are its own."""
-    command = [sys.executable, "-m", "adaptkit", "run", str(recipe), *overrides, *(["--resume"] if resume else [])]
+def run_apart(recipe: str | Path, overrides: Sequence[str], folder: RunFolder) -> None:
+    """Runs a recipe in a process of its own, so that its memory and time are its own.
+
+    Args:
+        recipe: A recipe file.
+        overrides: ``key=value``, the output among them.
+        folder: That output; a run that was interrupted in it goes on.
+
+    Raises:
+        AdaptkitError: The run failed.
+    """
+    resume = ["--resume"] if folder.recipe.is_file() else []
+    command = [sys.executable, "-m", "adaptkit", "run", str(recipe), *overrides, *resume]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise AdaptkitError(
@@ -166,7 +176,7 @@ def _run(recipe: str | Path, overrides: Sequence[str], *, resume: bool) -> None:
         )
 
 
-def _measure(strategy: str, seed: int, folder: RunFolder) -> Result:
+def measure(folder: RunFolder) -> Result:
     """Returns the figures of a finished run; those of the test split are measured once and kept beside it."""
     kept = folder.path / "test.json"
     run = load(folder.path)
@@ -176,8 +186,8 @@ def _measure(strategy: str, seed: int, folder: RunFolder) -> Result:
         metrics = run.evaluate()
         write_json(kept, metrics)
     return Result(
-        strategy=strategy,
-        seed=seed,
+        strategy=run.recipe.strategy.name,
+        seed=run.recipe.training.seed,
         metrics=dict(metrics),
         **{
             name: run.results[name]

@@ -30,6 +30,16 @@ __all__ = ["Entry", "Registry", "load_registry"]
 
 logger = logging.getLogger(__name__)
 
+# What tasks are called elsewhere; proposed in messages, never taken for the name.
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("classification", "sequence-classification", "sentiment-analysis"), "text-classification"),
+    **dict.fromkeys(("ner", "pos", "pos-tagging", "tagging"), "token-classification"),
+    **dict.fromkeys(("clm", "language-modeling", "text-generation"), "causal-lm"),
+    **dict.fromkeys(("chat", "instruct", "instruction-tuning"), "sft"),
+    **dict.fromkeys(("summarization", "summarisation", "translation", "text2text-generation"), "seq2seq"),
+    **dict.fromkeys(("mlm", "fill-mask"), "masked-lm"),
+}
+
 EVENTS = frozenset(name for name in vars(Events) if name.startswith("adaptkit_"))
 T = TypeVar("T")
 
@@ -152,7 +162,7 @@ class Registry:
     def _unknown(self, kind: Kind, name: str, allowed: Sequence[str], failures: Iterable[PluginFailure]) -> Problem:
         disabled = [info.distribution for info in self.plugins if info.disabled]
         hints = [
-            did_you_mean(name, allowed),
+            _meant(name, allowed),
             *(f"left out: plugin {_title(failure)}: {failure.reason}" for failure in failures),
             f"left out by {DISABLE_VARIABLE}: {', '.join(disabled)}" if disabled else None,
         ]
@@ -228,6 +238,14 @@ def _event_problem(event: str, info: PluginInfo, error: BaseException) -> Proble
         f"{event} of plugin {_title(info)} raised {describe(error)}",
         fix=f"leave it out with {DISABLE_VARIABLE}={info.distribution}, or remove it ({removal([info.distribution])})",
     )
+
+
+def _meant(name: str, allowed: Sequence[str]) -> str | None:
+    """Returns which name was most likely meant: by its usual other name, without its prefix, or misspelt."""
+    prefixed = (one for one in allowed if one.partition(":")[2] == name.lower())
+    usual = OTHER_NAMES.get(name.lower().replace("_", "-"))
+    known = usual if usual in allowed else next(prefixed, None)
+    return f"did you mean {known!r}?" if known else did_you_mean(name, allowed)
 
 
 def _title(plugin: PluginInfo | PluginFailure) -> str:

@@ -64,23 +64,25 @@ def run(
         return Run(folder.path)
 
     console = console or Console()
-    with console.status("loading the libraries"):
-        from adaptkit.session import Session
-
-    session = Session(
-        recipe=recipe,
-        registry=registry,
-        strategy=strategy,
-        task=task,
-        splits=splits,
-        data=fingerprints(recipe.data),
-        folder=folder,
-        console=console,
-    )
+    session = None
     try:
+        with console.status("loading the libraries"):
+            from adaptkit.session import Session
+
+        session = Session(
+            recipe=recipe,
+            registry=registry,
+            strategy=strategy,
+            task=task,
+            splits=splits,
+            data=fingerprints(recipe.data),
+            folder=folder,
+            console=console,
+        )
         results = session.train(resume=resume)
     except BaseException as error:
-        registry.fire_error(session.info, error)
+        if session is not None:
+            registry.fire_error(session.info, error)
         if not resume:
             folder.release()
         raise
@@ -149,7 +151,7 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Re
         RecipeError: The parts do not go together.
         DataError: Rows that cannot be used.
     """
-    check_compatibility(recipe, strategy, task)
+    check_compatibility(recipe, strategy, task, tasks=[entry.value for entry in registry.tasks.values()])
     check_base(recipe.model)
     splits = load_splits(recipe.data, task, registry.format_classes())
     task.prepare(splits, recipe.data)

@@ -35,6 +35,7 @@ from adaptkit.training.checkpoint import (
 )
 from adaptkit.training.evaluation import eval_mode, evaluate
 from adaptkit.training.interrupts import StopSignals
+from adaptkit.training.isolation import reads_padding
 from adaptkit.training.loop import STEADIER, move, training_steps
 from adaptkit.training.optim import optimizer_name
 from adaptkit.training.preparation import prepare
@@ -171,6 +172,12 @@ class Session:
             f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
             f"({share}); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
         )
+        if reads_padding(
+            self.job.model, self.task, self.prepared.train, self.adapted.base.tokenizer, self.adapted.numerics
+        ):
+            self._print(
+                "note: this architecture reads padding: what it makes of a row depends a little on the rows beside it"
+            )
         self._print(
             f"{self.job.total_steps:,} steps of {self.recipe.training.effective_batch} rows, "
             f"{optimizer_name(self.job.optimizer)} at learning rate {self.job.scheduler.peaks[0]:.1e}"

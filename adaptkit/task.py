@@ -21,6 +21,7 @@ from adaptkit.strategy import JSON, Family
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec, Precision
 
@@ -80,7 +81,8 @@ class LossSum:
 
     Attributes:
         total: Scalar, summed over what `Task.count` counts, with gradient.
-        extra: Scalar that is not divided by the count (router losses and the like), or None.
+        extra: Scalar that is not divided by the count (router losses and the like), or None. It is averaged over the
+            micro-batches: what is no sum over rows cannot be the same for every cut.
     """
 
     total: Tensor
@@ -253,7 +255,7 @@ class Task(ABC, Generic[OptionsT]):
     # -- through the model ---------------------------------------------------------------------------
 
     @abstractmethod
-    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+    def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with a head for this task; whatever is new in it is a function of ``seed`` alone."""
 
     @abstractmethod

@@ -44,7 +44,7 @@ def generated() -> dict[str, dict[str, str]]:
             "data": _keys("data", DataSpec),
             "formats": _formats(_built_in(registry.formats)),
             "training": _keys("training", TrainingSpec),
-            "tasks": "\n\n".join(_task(task) for task in _built_in(registry.tasks)),
+            **{task.name: _task(task) for task in _built_in(registry.tasks)},
             "strategies": "\n\n".join(_strategy(strategy) for strategy in own),
             "optimizers": ", ".join(f"`{name}`" for name in sorted(registry.optimizers)),
         },
@@ -71,10 +71,8 @@ def _built_in(entries: Mapping[str, Entry[Any]]) -> list[Any]:
 
 def _task(task: type[Task[Any]]) -> str:
     families = ", ".join(sorted(task.capabilities.families))
-    columns = _roles((*task.roles, *task.label_roles, *task.optional_roles))
-    return (
-        f"### {task.name}\n\n{_summary(task)} Models: {families}. Columns: {columns}.\n\n{_keys('task', task.Options)}"
-    )
+    columns = [_roles((*task.roles, *task.label_roles)), *(f"perhaps `{role}`" for role in task.optional_roles)]
+    return f"{_summary(task)} Models: {families}. Columns: {', '.join(columns)}.\n\n{_keys('task', task.Options)}"
 
 
 def _formats(formats: Iterable[type[Format]]) -> str:

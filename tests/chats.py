@@ -11,6 +11,7 @@ CORPUS = (
     "Is the cat in the garden? The cat is in the garden, and so is the dog.",
     "Where does the river begin? It begins in the hills, far from the sea.",
     "You are a helpful assistant. User: Assistant: System: question answer",
+    "One paragraph.\n\n" * 20,
 )
 SYSTEM = {"role": "system", "content": "You are brief."}
 ANSWERS = ("It begins in the hills.", "Far,\nfar away: 'über' the sea ☃.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.recipe import Recipe, parse_recipe
+from adaptkit.recipe import Precision, Recipe, parse_recipe
 from adaptkit.registry import load_registry
 from adaptkit.strategy import Strategy
 from adaptkit.task import Task
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from adaptkit.models.building import AdaptedModel
+    from adaptkit.models.precision import Numerics
     from adaptkit.training.loop import Job
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -58,6 +59,15 @@ GOOD, BAD = WORDS[8:11], WORDS[11:14]
 NEUTRAL = WORDS[:8] + WORDS[14:]
 STEPS_PER_EPOCH = 6
 TRAIN_ROWS, EVALUATION_ROWS, EFFECTIVE_BATCH = 44, 20, 8
+
+
+def numerics(precision: Precision = "fp32", *, bf16: bool = False) -> Numerics:
+    """Returns storage and arithmetic of a model on the CPU."""
+    import torch
+
+    from adaptkit.models.precision import Numerics
+
+    return Numerics(torch.device("cpu"), precision, bf16 or precision == "bf16")
 
 
 def write_model(folder: Path, dropout: float) -> Path:

@@ -133,7 +133,7 @@ def _write(run: Run, folder: Path) -> None:
         model.config.num_labels, model.config.problem_type = 2, None
     with quiet_transformers():
         model.to(_dtype(adapted)).save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
+    adapted.base.tokenizer.save_pretrained(folder)
     if pooling in POOLING_KEYS:
         (folder / POOLING_FILE).parent.mkdir()
         modes = {key: name == pooling for name, key in POOLING_KEYS.items()}

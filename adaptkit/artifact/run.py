@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ from adaptkit.task import Row
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptkit.models.building import AdaptedModel
+    from adaptkit.models.building import AdaptedModel, LoadedModel
     from adaptkit.models.source import ModelSource
     from adaptkit.recipe import Precision
     from adaptkit.strategy import JSON, Strategy
@@ -70,7 +71,7 @@ class Run:
     @property
     def model(self) -> Any:
         """The adapted torch module, in eval mode."""
-        return self._adapted.model
+        return self._loaded.model
 
     @property
     def tokenizer(self) -> Any:
@@ -82,8 +83,20 @@ class Run:
         """A fresh copy of the base with the task's untrained head, as other libraries load adapters onto it."""
         from adaptkit.models.precision import choose_numerics
 
-        precision = choose_numerics(self.recipe, self.strategy).precision
-        return self.task.load_base(self.source, precision, self.recipe.training.seed).module.eval()
+        numerics = choose_numerics(self.recipe, self.strategy)
+        return self.task.load_base(self.source, numerics, self.recipe.training.seed).module.eval()
+
+    def unadapted(self) -> Run:
+        """Returns this run with its base in the place of the adapted model: what was there before the training.
+
+        Raises:
+            ModelError: The base alone cannot do the task: its head was new.
+        """
+        from adaptkit.models.building import build_base
+
+        before = copy.copy(self)
+        before._loaded = build_base(self.recipe, self.strategy, self.task, self.source)
+        return before
 
     @property
     def base_precision(self) -> Precision:
@@ -109,14 +122,14 @@ class Run:
         self.task.check(rows, labelled=False)
         from adaptkit.training.evaluation import inference, ordered_batches
 
-        adapted, features = self._adapted, self._features(rows, labelled=False)
+        loaded, features = self._loaded, self._features(rows, labelled=False)
         predictions: list[dict[str, JSON]] = [{}] * len(rows)
         batches = ordered_batches(
-            self.task, features, self.tokenizer, adapted.numerics, self.recipe.training.micro_batch_tokens
+            self.task, features, self.tokenizer, loaded.numerics, self.recipe.training.micro_batch_tokens
         )
-        with inference(adapted.model, adapted.numerics):
+        with inference(loaded.model, loaded.numerics):
             for indices, batch in batches:
-                for index, prediction in zip(indices, self.task.predict(adapted.model, batch), strict=True):
+                for index, prediction in zip(indices, self.task.predict(loaded.model, batch), strict=True):
                     echo = {role: rows[index].values[role] for role in self.task.echoed_roles}
                     predictions[index] = {**echo, **prediction}
         return predictions
@@ -135,13 +148,13 @@ class Run:
 
         rows = self._held_out() if source is None else self._rows(source, labelled=True)
         self.task.check(rows, labelled=True)
-        adapted, features = self._adapted, self._features(rows, labelled=True)
+        loaded, features = self._loaded, self._features(rows, labelled=True)
         return evaluate(
-            adapted.model,
+            loaded.model,
             self.task,
             features,
             self.tokenizer,
-            adapted.numerics,
+            loaded.numerics,
             self.recipe.training.micro_batch_tokens,
         )
 
@@ -154,7 +167,7 @@ class Run:
         return open_source(base_spec(self.recipe.model), tokenizer_folder=self._adapter / "tokenizer")
 
     @cached_property
-    def _adapted(self) -> AdaptedModel:
+    def _loaded(self) -> LoadedModel:
         return self.build()
 
     def build(self, precision: Precision | None = None) -> AdaptedModel:
@@ -208,7 +221,7 @@ class Run:
         return load_split(self.recipe.data, split, self.task, self._registry.format_classes())
 
     def _features(self, rows: Sequence[Row], *, labelled: bool) -> list[dict[str, Any]]:
-        length = self._adapted.max_length
+        length = self._loaded.max_length
         return self.task.features(rows, self.recipe.data, self.tokenizer, length, labelled=labelled)
 
 

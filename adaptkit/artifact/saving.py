@@ -15,7 +15,6 @@ from adaptkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from adaptkit.models.building import AdaptedModel
-    from adaptkit.models.source import ModelSource
     from adaptkit.registry import Registry
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 TENSORS = "adapter_model.safetensors"
 PROVENANCE = "adaptkit.json"
+# As transformers calls it; no part of what identifies a tokenizer that was trained.
+CHAT_TEMPLATE = "chat_template.jinja"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
@@ -56,7 +57,7 @@ def save_adapter(
     save_file(tensors, staged / TENSORS, metadata={"format": "pt"})
     for name, value in strategy.adapter_files(adapted.model).items():
         write_json(staged / name, {**value, "base_model_name_or_path": adapted.source.spec.name})
-    _save_tokenizer(adapted.source, staged / "tokenizer")
+    _save_tokenizer(adapted, staged / "tokenizer")
     origin = registry.strategies[strategy.name]
     write_json(
         staged / PROVENANCE,
@@ -80,14 +81,18 @@ def save_adapter(
     staged.rename(folder)
 
 
-def _save_tokenizer(source: ModelSource, folder: Path) -> None:
-    """Keeps a tokenizer that the base's files do not have: file by file the one that the run trained, or one that
-    gained tokens, for other libraries.
+def _save_tokenizer(adapted: AdaptedModel, folder: Path) -> None:
+    """Keeps a tokenizer that the base's files do not have, for other libraries: file by file the one that the run
+    trained; or one that gained tokens, or from the task a chat template.
     """
+    source, tokenizer = adapted.source, adapted.base.tokenizer
+    templated = tokenizer.chat_template != source.tokenizer.chat_template
     if source.tokenizer_folder is not None:
         shutil.copytree(source.tokenizer_folder, folder)
-    elif source.spec.new_tokens:
-        source.tokenizer.save_pretrained(folder)
+        if templated:
+            (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
+    elif source.spec.new_tokens or templated:
+        tokenizer.save_pretrained(folder)
 
 
 def sha256(path: Path) -> str:

@@ -137,8 +137,8 @@ def _print_plan(recipe: Recipe, task: Task[Any], splits: Splits) -> None:
     settings = recipe.training
     rate = "the strategy's" if settings.learning_rate is None else f"{settings.learning_rate:.1e}"
     print(f"  rows:    {', '.join(f'{len(split):,} {name}' for name, split in rows.items() if split)}")
-    features = task.feature_count(len(splits.train))
-    steps = "known when the rows are tokenized," if features is None else f"{total_steps(features, settings):,}"
+    features = 0 if settings.max_steps else task.feature_count(len(splits.train))
+    steps = "known when the rows are tokenized:" if features is None else f"{total_steps(features, settings):,}"
     print(f"  steps:   {steps} of {settings.effective_batch} rows each, learning rate {rate}")
     taken = "; there already: the run needs --new or --resume" if Path(recipe.output).exists() else ""
     print(f"  output:  {recipe.output}{taken}")

@@ -1,4 +1,4 @@
-"""From conversations to token ids through a chat template, and which of the tokens are an assistant's answer.
+"""From conversations to text through a chat template, and which of the text is an assistant's answer.
 
 What an answer is, is found by rendering alone, so no template needs marks for it: it begins where the template asks
 for one (``add_generation_prompt``) and ends with the token by which the template ends a turn.
@@ -7,18 +7,25 @@ for one (``add_generation_prompt``) and ends with the token by which the templat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, TypeAlias
 
 from adaptkit.errors import ModelError
-from adaptkit.task import IGNORE_INDEX
 
 Message: TypeAlias = Mapping[str, str]
 Learn: TypeAlias = Literal["assistant", "last-assistant", "all"]
 
 QUESTION: Message = {"role": "user", "content": "question"}
 ANSWER: Message = {"role": "assistant", "content": "answer"}
+# Stands for the content of a message in an outline; of characters for private use, which no text should have.
+PLACE = "\ue000{}\ue001"
+PLACES = re.compile(PLACE.format("([0-9]+)"))
+# Conversations of so many messages and more lose by the memory for outlines, but not their exactness.
+OUTLINES = 2048
 
 
 class TemplateRefusal(ValueError):  # noqa: N818 - what a template says of one conversation, no fault of the program
@@ -54,13 +61,16 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer, self._source = tokenizer, source
+        self._outline = lru_cache(OUTLINES)(self._make_outline)
         try:
             asked, prompt = self.render([QUESTION]), self.render([QUESTION], ask=True)
             self._ask = prompt.removeprefix(asked)
             self.end_token = self._end_of_turn(self.render([QUESTION, ANSWER]))
         except TemplateRefusal as refusal:
             fix = "correct the template, or choose another one: task.chat_template"
-            raise ModelError(f"the chat template cannot be used: {refusal}", fix=fix) from refusal
+            raise ModelError(
+                f"the chat template cannot be used: {refusal}", where="task.chat_template", fix=fix
+            ) from refusal
 
     @property
     def stop_ids(self) -> list[int]:
@@ -117,11 +127,43 @@ class ChatTemplate:
             _check_complete(messages, text)
             return [ChatText(text, ((0, len(text)),))]
         turns = [number for number, message in enumerate(messages, 1) if message["role"] == "assistant"]
-        answers = [self._answer(messages[:turn]) for turn in (turns[-1:] if learn == "last-assistant" else turns)]
-        last = answers[-1]
-        if all(last.text.startswith(answer.text) for answer in answers):
-            return [ChatText(last.text, tuple(span for answer in answers for span in answer.learned))]
-        return answers
+        if learn == "last-assistant":
+            return [self._answer(messages[: turns[-1]])]
+        filled = self._filled_outline(messages[: turns[-1]], turns)
+        return [filled] if filled else _joined([self._answer(messages[:turn]) for turn in turns])
+
+    def _filled_outline(self, messages: Sequence[Message], turns: Sequence[int]) -> ChatText | None:
+        """Returns the text of a conversation that ends with an answer, rendered once and not once a turn.
+
+        Where a turn begins and ends is known of other conversations in which the same ones spoke, as long as the
+        template does nothing with what they say but write it. That it does no more is seen: their outline, with the
+        contents of this conversation in it, is what the template makes of it. (It is not seen of a template that does
+        more with a content as long as it is the last one, and leaves no trace of that afterwards.)
+
+        Args:
+            messages: Of the conversation.
+            turns: Numbers of the messages that are answers, from 1.
+
+        Returns:
+            None where the template does more, where it writes a turn otherwise once another one follows it, or where
+            it refuses; then only rendering turn by turn tells.
+        """
+        roles = tuple(message["role"] for message in messages)
+        try:
+            outline, *more = _joined([self._outline(roles[:turn]) for turn in turns])
+        except TemplateRefusal:
+            return None
+        if more:
+            return None
+        text = self.render(messages)
+        text = text[: text.rfind(self.end_token) + len(self.end_token)]
+        contents = [message["content"] for message in messages]
+        candidates = (_filled(outline, written) for written in (contents, [content.strip() for content in contents]))
+        return next((filled for filled in candidates if filled.text == text), None)
+
+    def _make_outline(self, roles: tuple[str, ...]) -> ChatText:
+        """Returns a conversation that ends with an answer, with numbers in the places of what is said."""
+        return self._answer([{"role": role, "content": PLACE.format(place)} for place, role in enumerate(roles)])
 
     def _answer(self, messages: Sequence[Message]) -> ChatText:
         """Returns a conversation that ends with an answer, cut after the answer's end token."""
@@ -175,37 +217,22 @@ class ChatTemplate:
         return "set task.chat_template to plain, or to a .jinja file in which {{ eos_token }} follows an answer"
 
 
-def encode_chats(texts: Sequence[ChatText], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Tokenizes rendered conversations, whose special tokens the template has written.
+def _joined(answers: list[ChatText]) -> list[ChatText]:
+    """Returns one text with all answers if the last text begins with each of the others, else the texts as they are."""
+    last = answers[-1]
+    if all(last.text.startswith(answer.text) for answer in answers):
+        return [ChatText(last.text, tuple(span for answer in answers for span in answer.learned))]
+    return answers
 
-    Returns:
-        Of each text the token ids, and as many labels: the id of a token that is learned, else -100.
-    """
-    if not texts:
-        return []
-    encoded = tokenizer(
-        [chat.text for chat in texts],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return [
-        (ids, _labels(ids, offsets, chat.learned))
-        for chat, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+def _filled(outline: ChatText, contents: Sequence[str]) -> ChatText:
+    """Returns an outline, which ends with an answer, with the contents of messages in their places."""
+    cuts = [0, *chain.from_iterable(outline.learned)]
+    parts = [
+        PLACES.sub(lambda place: contents[int(place[1])], outline.text[begin:end]) for begin, end in pairwise(cuts)
     ]
-
-
-def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Returns the labels of tokens; one that reaches into a span is learned, wherever it begins."""
-    labels = [IGNORE_INDEX] * len(ids)
-    position = 0
-    for start, end in spans:
-        while position < len(ids) and offsets[position][0] < end:
-            if offsets[position][1] > start:
-                labels[position] = ids[position]
-            position += 1
-    return labels
+    ends = list(accumulate(map(len, parts)))
+    return ChatText("".join(parts), tuple(zip(ends[::2], ends[1::2], strict=True)))
 
 
 def _check_complete(messages: Sequence[Message], text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from adaptkit.data.problems import enumerate_names
-from adaptkit.errors import DataError, Problem, did_you_mean
+from adaptkit.errors import DataError, Problem, RecipeError, did_you_mean
 from adaptkit.task import Row
 
 # What public data sets call these roles; proposed in messages, never applied silently. A dot at the end stands for
@@ -27,6 +27,17 @@ NEAR_NAMES: Mapping[str, Sequence[str]] = {
     "source": ("document", "article", "input", "question", "text", "src", "translation."),
     "target": ("summary", "highlights", "output", "answer", "tgt", "translation."),
 }
+# Which task reads rows of such columns as they are; proposed where the columns of a file fit nothing else.
+USUAL_TASKS: Sequence[tuple[Sequence[str], str]] = (
+    (("messages",), "sft"),
+    (("conversations",), "sft"),
+    (("instruction", "output"), "sft"),
+    (("prompt", "completion"), "sft"),
+    (("tokens", "tags"), "token-classification"),
+    (("source", "target"), "seq2seq"),
+    (("text", "label"), "text-classification"),
+    (("text",), "causal-lm"),
+)
 ABSENT: Any = object()
 UNKNOWN = "<column>"
 Paste: TypeAlias = Callable[..., str]
@@ -122,17 +133,18 @@ def select_columns(
         hint: What to do about missing columns; default: the keys to paste.
 
     Raises:
-        DataError: ``columns`` names an unknown role, or a needed column is missing, in all rows or in some;
-            one problem a column.
+        RecipeError: ``columns`` names an unknown role; one problem a role.
+        DataError: A needed column is missing, in all rows or in some; one problem a column.
     """
     present = present_columns(rows)
-    problems = [unknown_role(layout.owner, role, columns, layout.roles) for role in columns if role not in layout.roles]
+    check_roles(layout.owner, columns, layout.roles)
+    problems = []
     needed = [role for role in layout.roles if role in layout.needed or role in columns]
     column_of = layout.column_of(columns, present)
     absent = [role for role in needed if rows and column_of[role] not in present]
     proposal = proposed_columns(absent, column_of, columns, present)
     for role in absent:
-        fix = hint or _fix(role, proposal, paste)
+        fix = hint or _fix(role, proposal, present, paste)
         problems.append(
             Problem(f"there is no column {column_of[role]!r}", rows[0].where, enumerate_names(present), fix)
         )
@@ -152,21 +164,34 @@ def _selected(row: Row, column_of: Mapping[str, str]) -> dict[str, Any]:
     return {role: value for role, value in values.items() if value is not ABSENT}
 
 
-def unknown_role(owner: str, role: str, columns: Mapping[str, str], known: Sequence[str]) -> Problem:
-    """Returns the problem that ``data.columns`` names a role that its owner, the task or a format, does not have."""
-    return Problem(
-        f"{owner} has no role {role!r}",
-        f"data.columns: {{{role}: {columns[role]}}}",
-        enumerate_names(known),
-        did_you_mean(role, known) or "write role: column",
-    )
+def check_roles(owner: str, columns: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raises where ``data.columns`` names roles that its owner, the task or a format, does not have.
+
+    Raises:
+        RecipeError: One problem a role.
+    """
+    problems = [
+        Problem(
+            f"{owner} has no role {role!r}",
+            f"data.columns: {{{role}: {column}}}",
+            enumerate_names(known),
+            did_you_mean(role, known) or "write role: column",
+        )
+        for role, column in columns.items()
+        if role not in known
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def proposed_columns(
     absent: Sequence[str], column_of: Mapping[str, str], columns: Mapping[str, str], present: Iterable[str]
 ) -> dict[str, str]:
     """Returns ``data.columns`` with a likely column for each role that has none; `UNKNOWN` where none is likely."""
-    free = [name for name in present if name not in {column_of[role] for role in column_of if role not in absent}]
+    names = list(present)
+    taken = {column_of[role] for role in column_of if role not in absent}
+    objects = {name.partition(".")[0] for name in names if "." in name}
+    free = [name for name in names if name not in taken | objects]
     proposal = {role: column for role, column in columns.items() if role in column_of and role not in absent}
     for role in absent:
         guess = _guess(role, column_of[role], free)
@@ -175,9 +200,27 @@ def proposed_columns(
     return proposal
 
 
-def _fix(role: str, proposal: Mapping[str, str], paste: Paste) -> str:
-    hint = f"did you mean {proposal[role]!r}? " if proposal[role] != UNKNOWN else ""
-    return f"{hint}say in the recipe which column is the {role}:\n{paste(columns=dict(proposal))}"
+def _fix(role: str, proposal: Mapping[str, str], present: Sequence[str], paste: Paste) -> str:
+    if proposal[role] == UNKNOWN:
+        return columns_fix(proposal, present, paste(columns=dict(proposal)))
+    return f"did you mean {proposal[role]!r}? {columns_fix(proposal, present, paste(columns=dict(proposal)))}"
+
+
+def columns_fix(proposal: Mapping[str, str], present: Sequence[str], line: str) -> str:
+    """Returns what to do about missing columns.
+
+    Args:
+        proposal: Role to column, `UNKNOWN` where none is likely.
+        present: The columns that there are.
+        line: Of the recipe, with this proposal.
+    """
+    say = f"say in the recipe which column is which:\n{line}"
+    if UNKNOWN not in proposal.values():
+        return say
+    task = next((task for columns, task in USUAL_TASKS if set(columns) <= set(present)), None)
+    if task and set(proposal.values()) == {UNKNOWN}:
+        return f"choose the task that reads such rows, task: {task}; or {say}"
+    return f"add what is missing to the rows, or {say}"
 
 
 def _guess(role: str, column: str, free: Iterable[str]) -> str | None:

@@ -10,11 +10,12 @@ from adaptkit.data.columns import (
     UNKNOWN,
     Layout,
     Paste,
+    check_roles,
+    columns_fix,
     data_line,
     present_columns,
     proposed_columns,
     select_columns,
-    unknown_role,
 )
 from adaptkit.data.problems import data_error, enumerate_names
 from adaptkit.errors import DataError, Problem, RecipeError, did_you_mean
@@ -112,11 +113,13 @@ def _recognise(rows: Sequence[Row], columns: Mapping[str, str], layouts: Mapping
         found = f"the columns fit more than one format: {enumerate_names(names)}"
         raise DataError(found, where=where, allowed=_needs(layouts), fix=f"say which: {paste(format=names[0])}")
     roles = list(dict.fromkeys(role for layout in layouts.values() for role in layout.roles))
-    if unknown := [unknown_role("the task", role, columns, roles) for role in columns if role not in roles]:
-        raise DataError(unknown)
+    check_roles("the task", columns, roles)
     present = present_columns(rows[:1])
+    nearest, fix = _nearest(present, columns, layouts, paste)
+    if columns and set(columns) <= set(nearest.roles):
+        return nearest  # The recipe says which columns are meant, so one that is not there is what is wrong.
     found = f"the columns {enumerate_names(present)} fit no format that the task reads"
-    raise DataError(found, where=where, allowed=_needs(layouts), fix=_nearest(present, columns, layouts, paste))
+    raise DataError(found, where=where, allowed=_needs(layouts), fix=fix)
 
 
 def _needs(layouts: Mapping[str, Layout]) -> str:
@@ -129,8 +132,10 @@ def _needs(layouts: Mapping[str, Layout]) -> str:
     return "\n".join(lines)
 
 
-def _nearest(present: Sequence[str], columns: Mapping[str, str], layouts: Mapping[str, Layout], paste: Paste) -> str:
-    """Returns the line by which the columns would fit the format that is nearest to them and to the recipe."""
+def _nearest(
+    present: Sequence[str], columns: Mapping[str, str], layouts: Mapping[str, Layout], paste: Paste
+) -> tuple[Layout, str]:
+    """Returns the format that is nearest to the columns and to the recipe, and how they would fit it."""
     proposals: dict[str, dict[str, str]] = {}
     for layout in layouts.values():
         column_of = layout.column_of(columns, present)
@@ -139,7 +144,7 @@ def _nearest(present: Sequence[str], columns: Mapping[str, str], layouts: Mappin
     own, *_ = layouts
     name = min(proposals, key=lambda name: _distance(proposals[name], columns))
     named = {} if name == own else {"format": name}
-    return f"say in the recipe which column is which:\n{paste(**named, columns=proposals[name])}"
+    return layouts[name], columns_fix(proposals[name], present, paste(**named, columns=proposals[name]))
 
 
 def _distance(proposal: Mapping[str, str], columns: Mapping[str, str]) -> tuple[int, int]:

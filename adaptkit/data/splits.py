@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any, TypeAlias, get_args
 
 from adaptkit.data.columns import Paste, data_line, flow
+from adaptkit.data.problems import data_error
 from adaptkit.data.recognition import layouts_of, read_as
 from adaptkit.data.shares import content_keys, group_keys, side, times
 from adaptkit.data.sources import fingerprint, read_rows
-from adaptkit.errors import AdaptkitError, DataError, Problem
+from adaptkit.errors import DataError, Problem
 from adaptkit.format import Format
 from adaptkit.recipe import DataSpec
 from adaptkit.recipe.schema import Source, Split
@@ -87,7 +88,7 @@ def _load(data: DataSpec, sources_of: Sequence[Split], task: Task[Any], formats:
         for source in data.sources(split):
             try:
                 name, parts = _read(source, split, data, task, formats)
-            except AdaptkitError as error:
+            except DataError as error:
                 problems += error.problems
                 continue
             names.append(name)
@@ -96,7 +97,7 @@ def _load(data: DataSpec, sources_of: Sequence[Split], task: Task[Any], formats:
     if not problems and "train" in sources_of:
         problems += _left_empty(rows, data)
     if problems:
-        raise DataError(problems)
+        raise data_error(problems)
     return _Loaded(rows, tuple(dict.fromkeys(names)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
-from adaptkit.data.problems import text_problem
+from adaptkit.data.problems import kind_of, text_problem
 from adaptkit.errors import DataError, did_you_mean
 from adaptkit.format import Format
 
@@ -86,9 +86,7 @@ class ShareGPT(Format):
         """Returns ``messages``, one a turn."""
         turns = values["conversations"]
         if not isinstance(turns, list):
-            raise DataError(
-                f"conversations is a {type(turns).__name__}, not a list", allowed=f"a list of {TURN}", fix=TURN_FIX
-            )
+            raise DataError(f"conversations is {kind_of(turns)}, not a list", allowed=f"a list of {TURN}", fix=TURN_FIX)
         return {"messages": [*_system(values), *(_turn(number, turn) for number, turn in enumerate(turns, 1))]}
 
 

@@ -214,7 +214,9 @@ def capture_prefix(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) ->
 
     handles = [prefix.register_forward_hook(take) for prefix in found.values()]
     try:
-        with torch.no_grad(), disabled_prefixes(model):
+        # A bf16 base may have parts that train, and so are fp32.
+        mixed = torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.dtype == torch.bfloat16)
+        with torch.no_grad(), disabled_prefixes(model), mixed:
             backbone(**inputs)
     finally:
         for handle in handles:

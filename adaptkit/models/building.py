@@ -24,28 +24,55 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class AdaptedModel:
-    """An adapted model and what it was made of.
+class LoadedModel:
+    """A model on its device, and what it takes to ask it.
 
     Attributes:
-        model: What `Strategy.adapt` returned, on its device.
-        base: What it was given.
-        context: What the strategy knows.
+        model: The module.
+        base: What was loaded.
         numerics: How the model computes.
         max_length: Tokens that a row may have.
+    """
+
+    model: nn.Module
+    base: BaseModel
+    numerics: Numerics
+    max_length: int
+
+
+@dataclass
+class AdaptedModel(LoadedModel):
+    """An adapted model and what it was made of; `model` is what `Strategy.adapt` returned.
+
+    Attributes:
+        context: What the strategy knows.
         trainable_parameters: How many parameters train, before a strategy narrows it step by step.
         total_parameters: How many it has.
         source: What the base was loaded from.
     """
 
-    model: nn.Module
-    base: BaseModel
     context: AdaptContext
-    numerics: Numerics
-    max_length: int
     trainable_parameters: int
     total_parameters: int
     source: ModelSource
+
+
+def build_base(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource) -> LoadedModel:
+    """Loads the base as the strategy would be given it, and leaves it as it is: no adapter, no training.
+
+    Raises:
+        ModelError: The base cannot be loaded, or lacks what the task needs.
+    """
+    numerics = choose_numerics(recipe, strategy)
+    base = task.load_base(source, numerics, recipe.training.seed)
+    if base.new_parameters:
+        raise ModelError(
+            f"the base {recipe.model.name!r} alone cannot do {task.name}: its files lack {len(base.new_parameters)} "
+            f"parameters, {base.new_parameters[0]} among them, which are random until they are trained",
+            fix="ask the run itself; a base that has a head of its own, as language models do, can be asked alone",
+        )
+    length = max_length(recipe, source, strategy.extra_positions())
+    return LoadedModel(base.module.to(numerics.device).eval(), base, numerics, length)
 
 
 def build_model(
@@ -68,7 +95,7 @@ def build_model(
     """
     check_compatibility(recipe, strategy, task, source.family)
     numerics = choose_numerics(recipe, strategy)
-    base = task.load_base(source, numerics.precision, recipe.training.seed)
+    base = task.load_base(source, numerics, recipe.training.seed)
     base.new_parameters = tuple(dict.fromkeys((*base.new_parameters, *new_row_parameters(base.module))))
     context = AdaptContext(
         family=base.family,
@@ -87,7 +114,8 @@ def build_model(
     if recipe.training.gradient_checkpointing:
         _checkpoint_gradients(model)
     length = max_length(recipe, source, strategy.extra_positions())
-    return AdaptedModel(model, base, context, numerics, length, *count_parameters(model), source)
+    trainable, total = count_parameters(model)
+    return AdaptedModel(model, base, numerics, length, context, trainable, total, source)
 
 
 def _checkpoint_gradients(model: nn.Module) -> None:

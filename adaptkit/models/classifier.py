@@ -15,8 +15,8 @@ from adaptkit.models.heads import LinearHead, has_native_head, load_backbone, lo
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import Precision
 
 Pooling: TypeAlias = Literal["auto", "native", "cls", "mean", "last"]
 # Keys of sentence-transformers' 1_Pooling/config.json.
@@ -55,7 +55,7 @@ class PooledClassifier(LinearHead):
 def load_classifier(
     source: ModelSource,
     *,
-    precision: Precision,
+    numerics: Numerics,
     seed: int,
     labels: Sequence[str],
     pooling: Pooling,
@@ -65,7 +65,7 @@ def load_classifier(
 
     Args:
         source: Which base.
-        precision: Storage of its weights.
+        numerics: Storage of its weights.
         seed: Of the new head.
         labels: Names, in the order of the logits.
         pooling: How token features become one vector; see `default_pooling` for ``auto``.
@@ -88,9 +88,9 @@ def load_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if pooling == "native":
-            return load_native_head(AutoModelForSequenceClassification, source, precision, labels)
-        head = PooledClassifier(load_backbone(source, precision), pooling, len(labels), dropout)
-        return with_linear_head(head, source, precision)
+            return load_native_head(AutoModelForSequenceClassification, source, numerics, labels)
+        head = PooledClassifier(load_backbone(source, numerics), pooling, len(labels), dropout)
+        return with_linear_head(head, source, numerics)
 
 
 def default_pooling(source: ModelSource) -> Pooling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adaptkit.errors import Problem, RecipeError
@@ -10,8 +11,21 @@ from adaptkit.recipe import Recipe
 from adaptkit.strategy import Family, Strategy
 from adaptkit.task import Task
 
+EXAMPLES: Mapping[Family, str] = {
+    "encoder": "BERT, RoBERTa, MiniLM …",
+    "decoder": "GPT-2, Llama, SmolLM2 …",
+    "encoder-decoder": "T5, BART …",
+}
 
-def check_compatibility(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], family: Family | None = None) -> None:
+
+def check_compatibility(
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    task: Task[Any],
+    family: Family | None = None,
+    *,
+    tasks: Iterable[type[Task[Any]]] = (),
+) -> None:
     """Checks a recipe against the declared capabilities.
 
     Args:
@@ -19,13 +33,15 @@ def check_compatibility(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]
         strategy: Chosen by it.
         task: Chosen by it.
         family: Of the base; None: as far as a local config tells.
+        tasks: All that there are, to name those that would go with the base.
 
     Raises:
         RecipeError: Every combination that cannot work, at once.
     """
     family = family or local_family(recipe.model.name)
     problems = [
-        *_task_problems(strategy, task, family),
+        *_family_problems(strategy, task, family, tasks),
+        *_task_problems(strategy, task),
         *_precision_problems(recipe, strategy),
     ]
     if recipe.training.gradient_checkpointing and not strategy.capabilities.gradient_checkpointing:
@@ -54,19 +70,27 @@ def _packing_problems(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) 
     ]
 
 
-def _task_problems(strategy: Strategy[Any], task: Task[Any], family: Family | None) -> list[Problem]:
+def _family_problems(
+    strategy: Strategy[Any], task: Task[Any], family: Family | None, tasks: Iterable[type[Task[Any]]]
+) -> list[Problem]:
+    if family is None:
+        return []
+    serving = sorted(other.name for other in tasks if family in other.capabilities.families)
+    named = f"a task for {family} models: {', '.join(serving)}" if serving else "another task"
+    return [
+        Problem(
+            f"the {kind} {part.name!r} does not work with {family} models",
+            where="model.name",
+            allowed=", ".join(f"{one} models ({EXAMPLES[one]})" for one in sorted(part.capabilities.families)),
+            fix=f"choose such a model, or {other}",
+        )
+        for kind, part, other in (("strategy", strategy, "another strategy"), ("task", task, named))
+        if family not in part.capabilities.families
+    ]
+
+
+def _task_problems(strategy: Strategy[Any], task: Task[Any]) -> list[Problem]:
     problems = []
-    for kind, part in (("strategy", strategy), ("task", task)):
-        families = part.capabilities.families
-        if family is not None and family not in families:
-            problems.append(
-                Problem(
-                    f"the {kind} {part.name!r} does not work with {family} models",
-                    where="model.name",
-                    allowed=", ".join(sorted(families)),
-                    fix=f"choose a model of these families, or another {kind}",
-                )
-            )
     tasks = strategy.capabilities.tasks
     if tasks is not None and task.name not in tasks:
         problems.append(
@@ -77,11 +101,29 @@ def _task_problems(strategy: Strategy[Any], task: Task[Any], family: Family | No
                 fix="choose another strategy: `adaptkit strategies` lists them",
             )
         )
+    elif task.capabilities.generates and not strategy.capabilities.generates:
+        problems.append(
+            Problem(
+                f"the task {task.name!r} writes texts, which models adapted with {strategy.name!r} do not",
+                where="strategy.name",
+                fix="choose another strategy: `adaptkit strategies` lists them",
+            )
+        )
     return problems
 
 
 def _precision_problems(recipe: Recipe, strategy: Strategy[Any]) -> list[Problem]:
     wanted, needed = recipe.model.precision, strategy.base_precision()
+    few_bits = next((precision for precision in (wanted, needed) if precision in ("nf4", "int8")), None)
+    if few_bits and recipe.model.init == "random":
+        return [
+            Problem(
+                f"random weights cannot be stored as {few_bits}: what is to be learned does not fit into so few bits",
+                where="model.precision" if few_bits == wanted else "strategy.name",
+                allowed="fp32, bf16",
+                fix="choose another precision or strategy for a model that is trained from scratch: strategy: full",
+            )
+        ]
     if wanted and needed and wanted != needed:
         return [
             Problem(
@@ -91,9 +133,11 @@ def _precision_problems(recipe: Recipe, strategy: Strategy[Any]) -> list[Problem
             )
         ]
     if wanted in ("nf4", "int8") and not strategy.capabilities.quantized_base:
+        trains_base = strategy.capabilities.changes_base
+        reason = "trains the base itself, which cannot be stored" if trains_base else "does not work on weights stored"
         return [
             Problem(
-                f"the strategy {strategy.name!r} trains the base itself, which cannot be stored as {wanted}",
+                f"the strategy {strategy.name!r} {reason} as {wanted}",
                 where="model.precision",
                 allowed="bf16, fp32",
                 fix="choose qlora or another strategy that leaves the base frozen",

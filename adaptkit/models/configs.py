@@ -51,6 +51,7 @@ def load_config(spec: ModelSpec) -> Any:
     _check_keys(spec, config)
     # Made anew, not updated: some values follow from others (head_dim from hidden_size), and all are checked.
     changed = _made(config_class, {**values, **_own_names(config, spec.config)}, spec)
+    _check_depth(spec, changed)
     if spec.init == "pretrained":
         _check_shapes(spec, config, changed)
     return changed
@@ -186,10 +187,27 @@ def _made(config_class: Any, values: dict[str, Any], spec: ModelSpec) -> Any:
             return config_class.from_dict(values)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the config is not accepted: {str(error).strip().splitlines()[-1].strip()}",
+            f"the config is not accepted: {_reason(error)}",
             where=", ".join(f"model.config.{key}" for key in spec.config if key in str(error)) or "model.config",
             fix=f"the values of {config_class.__name__} and their types are in transformers' documentation of it",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip().removeprefix("TypeError: ")
+
+
+def _check_depth(spec: ModelSpec, config: Any) -> None:
+    """Raises for a model without layers, which transformers would make."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        keys = [key for key in spec.config if "layer" in key]
+        raise ModelError(
+            f"the model would have {layers} layers",
+            where=", ".join(f"model.config.{key}" for key in keys) or "model.config",
+            allowed="1 or more",
+            fix="raise it, or leave it out",
+        )
 
 
 def _check_shapes(spec: ModelSpec, config: Any, changed: Any) -> None:

@@ -39,10 +39,11 @@ def local_family(name: str) -> Family | None:
         name: A model's folder, the folder of a finished run, or an architecture.
 
     Returns:
-        None when it is none of them, or has no readable config.
+        None when it is none of them, has no readable config, or is of a type that transformers does not have.
     """
     if (config := read_json(Path(name) / "config.json")) is not None:
-        return family_of(config)
+        known = config.get("model_type") in _model_types("MODEL_MAPPING_NAMES")
+        return family_of(config) if known else None
     if (record := read_json(Path(name) / RUN_RECORD)) is not None:
         base = record.get("base")
         return base.get("family") if isinstance(base, dict) else None

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import ModelError
-from adaptkit.models.loading import is_quantized, load_model
+from adaptkit.models.loading import load_model
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import Precision
 
 QUANTIZED_FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
 
@@ -71,14 +71,14 @@ class LinearHead(nn.Module):
         return hidden
 
 
-def load_backbone(source: ModelSource, precision: Precision) -> nn.Module:
+def load_backbone(source: ModelSource, numerics: Numerics) -> nn.Module:
     """Loads the bare model; of an encoder-decoder the encoder, which reads the whole row in both directions.
 
     The pooler that some encoders carry is left out: nothing here would train it.
     """
     from transformers import AutoModel
 
-    model: Any = load_model(AutoModel, source, precision)[0]
+    model: Any = load_model(AutoModel, source, numerics)[0]
     if source.family == "encoder-decoder":
         encoder = model.get_encoder()
         for flag in QUANTIZED_FLAGS:
@@ -94,12 +94,12 @@ def has_native_head(auto_class: Any, source: ModelSource) -> bool:
     return type(source.config) in auto_class._model_mapping
 
 
-def with_linear_head(head: LinearHead, source: ModelSource, precision: Precision) -> BaseModel:
+def with_linear_head(head: LinearHead, source: ModelSource, numerics: Numerics) -> BaseModel:
     """Returns a backbone with its linear layer, which is new, as a base."""
-    return _base_model(head, source, precision, ("classifier",), ("classifier.weight", "classifier.bias"))
+    return _base_model(head, source, numerics, ("classifier",), ("classifier.weight", "classifier.bias"))
 
 
-def load_native_head(auto_class: Any, source: ModelSource, precision: Precision, labels: Sequence[str]) -> BaseModel:
+def load_native_head(auto_class: Any, source: ModelSource, numerics: Numerics, labels: Sequence[str]) -> BaseModel:
     """Loads transformers' own model for a task; its head is every direct child that is not the base.
 
     A head that comes with the base is kept where it is for the same labels. One for others is drawn again.
@@ -107,17 +107,17 @@ def load_native_head(auto_class: Any, source: ModelSource, precision: Precision,
     Args:
         auto_class: ``AutoModelForSequenceClassification`` …; one that the architecture has.
         source: Which base.
-        precision: Storage of its weights.
+        numerics: Storage of its weights.
         labels: Names, in the order of the logits.
     """
     names: Mapping[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    module, missing = load_model(auto_class, source, precision, **names)
+    module, missing = load_model(auto_class, source, numerics, **names)
     config: Any = module.config
-    if config.pad_token_id is None:
-        config.pad_token_id = source.tokenizer.pad_token_id
+    # The head of a decoder takes what stands before this token for the end of a row.
+    config.pad_token_id = source.tokenizer.pad_token_id
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id  # as T5's decoder begins
     prefix = getattr(module, "base_model_prefix", "")
@@ -127,10 +127,10 @@ def load_native_head(auto_class: Any, source: ModelSource, precision: Precision,
     if source.random:
         missing = list(inside)
     elif not set(inside) & set(missing) and not _is_for(labels, source):
-        _draw_again([module.get_submodule(name) for name in head], source, precision)
+        _draw_again([module.get_submodule(name) for name in head], source, numerics)
         missing += inside
     new = tuple(name for name, _ in module.named_parameters() if name in missing)
-    return _base_model(module, source, precision, head, new)
+    return _base_model(module, source, numerics, head, new)
 
 
 def _is_for(labels: Sequence[str], source: ModelSource) -> bool:
@@ -139,15 +139,16 @@ def _is_for(labels: Sequence[str], source: ModelSource) -> bool:
     return [named[index] for index in sorted(named)] == list(labels)
 
 
-def _draw_again(parts: Sequence[nn.Module], source: ModelSource, precision: Precision) -> None:
+def _draw_again(parts: Sequence[nn.Module], source: ModelSource, numerics: Numerics) -> None:
     """Gives the linear layers of a head that was trained for other labels new weights.
 
     Raises:
         ModelError: They are quantised.
     """
-    if is_quantized(precision):
+    if numerics.quantized:
         raise ModelError(
-            f"the base comes with a head for other labels, which is stored as {precision} and so cannot be trained",
+            f"the base comes with a head for other labels, which is stored as {numerics.precision} and so cannot be "
+            "trained",
             where=source.spec.name,
             fix="set model.precision to bf16 or fp32, or name the base without that head",
         )
@@ -163,13 +164,13 @@ def draw_weights(layer: nn.Linear, config: Any) -> None:
 
 
 def _base_model(
-    module: nn.Module, source: ModelSource, precision: Precision, head: tuple[str, ...], new: tuple[str, ...]
+    module: nn.Module, source: ModelSource, numerics: Numerics, head: tuple[str, ...], new: tuple[str, ...]
 ) -> BaseModel:
     return BaseModel(
         module=module,
         tokenizer=source.tokenizer,
         family=source.family,
-        precision=precision,
+        precision=numerics.precision,
         head_modules=head,
         new_parameters=new,
         fingerprint=source.fingerprint,

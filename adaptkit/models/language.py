@@ -13,8 +13,8 @@ from adaptkit.models.loading import load_model
 from adaptkit.task import IGNORE_INDEX, BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import Precision
 
 LanguageModelKind: TypeAlias = Literal["causal", "masked", "seq2seq"]
 AUTO_CLASSES: Mapping[LanguageModelKind, str] = {
@@ -24,12 +24,12 @@ AUTO_CLASSES: Mapping[LanguageModelKind, str] = {
 }
 
 
-def load_language_model(source: ModelSource, precision: Precision, seed: int, kind: LanguageModelKind) -> BaseModel:
+def load_language_model(source: ModelSource, numerics: Numerics, seed: int, kind: LanguageModelKind) -> BaseModel:
     """Loads a base with the output layer of a language model.
 
     Args:
         source: Which base.
-        precision: Storage of its weights.
+        numerics: Storage of its weights.
         seed: Of whatever is new: all weights of a random base, else those that the files lack. BERT's
             transform in front of the output layer is one that bare encoders come without.
         kind: What the model predicts: the next token, masked tokens, or the tokens of a second sequence.
@@ -41,14 +41,14 @@ def load_language_model(source: ModelSource, precision: Precision, seed: int, ki
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module, missing = load_model(getattr(transformers, AUTO_CLASSES[kind]), source, precision)
+        module, missing = load_model(getattr(transformers, AUTO_CLASSES[kind]), source, numerics)
     if kind == "seq2seq":
         _set_decoder_start(module, source.tokenizer)
     return BaseModel(
         module=module,
         tokenizer=source.tokenizer,
         family=source.family,
-        precision=precision,
+        precision=numerics.precision,
         new_parameters=_really_new(module, missing),
         fingerprint=source.fingerprint,
     )

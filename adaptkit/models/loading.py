@@ -5,27 +5,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import ModelError
+from adaptkit.models.family import architectures
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import ModelSpec, Precision
+    from adaptkit.recipe import ModelSpec
+
+
+FILES = {
+    "model": "config.json, weights in *.safetensors and a tokenizer",
+    "tokenizer": "tokenizer.json or the vocabulary of a tokenizer",
+}
 
 
 def load_model(
-    auto_class: Any, source: ModelSource, precision: Precision, **config_values: Any
+    auto_class: Any, source: ModelSource, numerics: Numerics, **config_values: Any
 ) -> tuple[nn.Module, list[str]]:
     """Makes a model through one of transformers' Auto classes: with the base's weights, or with new ones.
 
     Args:
         auto_class: ``AutoModel``, ``AutoModelForSequenceClassification`` …
         source: Which model.
-        precision: Storage of the weights. New modules and output embeddings are never quantised.
+        numerics: Storage of the weights. New modules and output embeddings are never quantised.
         config_values: Set on the model's config (``num_labels`` …).
 
     Returns:
@@ -38,13 +46,11 @@ def load_model(
     config = copy.deepcopy(source.config)
     config.update(config_values)
     if source.random:
-        return _new_model(auto_class, source, config, precision), []
+        return _new_model(auto_class, source, config, numerics), []
     from adaptkit.models.new_tokens import extend
 
     spec = source.spec
-    quantized = (
-        {"quantization_config": _quantization(auto_class, spec, precision, config)} if is_quantized(precision) else {}
-    )
+    quantized = {"quantization_config": _quantization(auto_class, spec, numerics, config)} if numerics.quantized else {}
     with as_model_error(spec), quiet_transformers():
         model, report = auto_class.from_pretrained(
             spec.name,
@@ -52,7 +58,7 @@ def load_model(
             revision=spec.revision,
             trust_remote_code=False,
             use_safetensors=True,  # a pickle could run code
-            dtype=_storage_dtype(precision),
+            dtype=numerics.storage_dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of labels
             **quantized,
@@ -60,73 +66,45 @@ def load_model(
     missing = _absent(report)
     _check_whole(spec, model, report)
     _keep_gradients_after_evaluation(model)
+    _with_whole_norms(model)
     if source.new_tokens is not None:
         extend(model, source.new_tokens)
     return model, missing
 
 
-def _new_model(auto_class: Any, source: ModelSource, config: Any, precision: Precision) -> nn.Module:
+def _new_model(auto_class: Any, source: ModelSource, config: Any, numerics: Numerics) -> nn.Module:
     """Returns a model with random weights, drawn in fp32 from torch's generator.
 
     Raises:
         ModelError: Random weights were to be quantised, or the config makes no model.
     """
-    if is_quantized(precision):
+    if numerics.quantized:
         raise ModelError(
-            f"random weights cannot be stored as {precision}: what is to be learned does not fit into so few bits",
+            f"random weights cannot be stored as {numerics.precision}: what is to be learned does not fit into so few "
+            "bits",
             where="model.precision",
             allowed="fp32, bf16",
             fix="choose another strategy or precision for a model that is trained from scratch: strategy: full",
         )
+    import torch
+
     with as_model_error(source.spec), quiet_transformers():
-        model: nn.Module = auto_class.from_config(config, dtype=_storage_dtype("fp32"))
-    return model.to(_storage_dtype(precision))
+        model: nn.Module = auto_class.from_config(config, dtype=torch.float32)
+    return _with_whole_norms(model.to(numerics.storage_dtype))
 
 
-def is_quantized(precision: Precision) -> bool:
-    """Returns whether weights are stored in fewer bits than they are computed in."""
-    return precision in ("nf4", "int8")
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Returns whether a device multiplies bf16 matrices faster than fp32 ones."""
-    import torch
-
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "mps"
-
-
-def best_device() -> torch.device:
-    """Returns the accelerator of this machine, or the CPU."""
-    import torch
-
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _storage_dtype(precision: Precision) -> torch.dtype:
-    """Returns the dtype of whatever is not quantised; a quantised base follows the arithmetic of the device."""
-    import torch
-
-    if precision == "bf16" or (is_quantized(precision) and fast_bf16(best_device())):
-        return torch.bfloat16
-    return torch.float32
-
-
-def _quantization(auto_class: Any, spec: ModelSpec, precision: Precision, config: Any) -> Any:
+def _quantization(auto_class: Any, spec: ModelSpec, numerics: Numerics, config: Any) -> Any:
     """Returns bitsandbytes' settings: QLoRA's NF4 with double quantisation (arXiv:2305.14314), or LLM.int8()."""
     from transformers import BitsAndBytesConfig
 
     skip = _unquantized_modules(auto_class, spec, config)
-    if precision == "int8":
+    if numerics.precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_storage_dtype(precision),
+        bnb_4bit_compute_dtype=numerics.storage_dtype,
         llm_int8_skip_modules=skip,
     )
 
@@ -191,6 +169,19 @@ def _keep_gradients_after_evaluation(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def _with_whole_norms(model: nn.Module) -> nn.Module:
+    """Returns the model, its layer norms in fp32 whatever the rest is stored in.
+
+    Their output has the dtype of their input, while in bf16 they take no fp32 input on a CPU, and adapters give one.
+    """
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+    return model
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' load report and progress bar away: new modules are reported by the run itself."""
@@ -208,16 +199,40 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def as_model_error(spec: ModelSpec) -> Iterator[None]:
-    """Turns what transformers raises for a model that cannot be had into one block."""
+def as_model_error(spec: ModelSpec, *, tokenizer: str | None = None) -> Iterator[None]:
+    """Turns what transformers raises for a model that cannot be had into one block.
+
+    Args:
+        spec: The recipe's section.
+        tokenizer: What is loaded, if it is a tokenizer.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"the model {spec.name!r} cannot be loaded: {first_line}",
-            allowed="a local folder with config.json, weights and tokenizer, or a hub id that this machine can reach",
-            fix="check the name; without a network, name a local folder (`make assets` fetches one into assets/minilm)",
-        ) from error
+        raise _load_error(tokenizer or spec.name, "model" if tokenizer is None else "tokenizer", error) from error
+
+
+def _load_error(name: str, kind: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    allowed = f"a local folder with {FILES[kind]}, or a hub id that this machine can reach"
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"the {kind} {name!r} brings code of its own, which is never run",
+            where=name,
+            allowed="an architecture that transformers has itself",
+            fix="choose another model",
+        )
+    found = f"the {kind} {name!r} cannot be loaded: {first_line}"
+    if "does not recognize this architecture" in first_line:
+        return ModelError(found, where=name, allowed=allowed, fix="upgrade transformers, or choose another model")
+    if Path(name).is_dir():
+        return ModelError(
+            found, where=name, allowed=allowed, fix="fetch or save it again: a file is missing or damaged"
+        )
+    if name in architectures():
+        new = "{name: " + name + ", init: random, tokenizer: {vocab_size: 8000}}"
+        return ModelError(found, where=name, allowed=allowed, fix=f"for new weights of this architecture, model: {new}")
+    fix = "check the name; without a network, name a local folder (`make assets` fetches one into assets/minilm)"
+    return ModelError(found, where=name, allowed=allowed, fix=fix)

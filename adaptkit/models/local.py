@@ -56,6 +56,20 @@ def check_local(spec: ModelSpec) -> None:
             fix=did_you_mean(spec.name, architectures()) or "name one of them, or a folder with a config.json",
         )
     _check_folder(spec.name, "model.name", ("config.json",))
+    if spec.init == "pretrained":
+        _check_no_pickle(Path(spec.name))
+
+
+def _check_no_pickle(folder: Path) -> None:
+    """Raises when the weights in a folder are a pickle, which could run code."""
+    if any(folder.glob("*.safetensors")) or not (pickles := sorted(folder.glob("pytorch_model*.bin"))):
+        return
+    raise ModelError(
+        "the weights are a pickle, which could run code and is not read",
+        where=str(pickles[0]),
+        allowed="weights in *.safetensors",
+        fix="fetch the safetensors of the model, or let those who made it save it again: save_pretrained writes them",
+    )
 
 
 def _check_folder(name: str, where: str, files: tuple[str, ...]) -> None:

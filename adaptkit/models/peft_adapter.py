@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,9 @@ from peft import (
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from adaptkit.models.loading import quiet_transformers
+from adaptkit.strategy import AdaptContext
 
 ADAPTER = "default"
 
@@ -74,10 +78,75 @@ class PromptedModel(PeftModelForFeatureExtraction):  # type: ignore[misc]
             del self.forward
 
 
-def wrap_prompt(model: nn.Module, config: PeftConfig, task_type: str | None) -> PeftModel:
-    """Returns a model that PEFT puts virtual tokens in front of; those that generate are in PEFT's own wrappers."""
-    wrappers = {"CAUSAL_LM": PeftModelForCausalLM, "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM}
-    return wrappers.get(task_type or "", PromptedModel)(model, config, adapter_name=ADAPTER)
+class PromptedDecoderClassifier(PromptedModel):
+    """Virtual tokens in front of a decoder whose head reads the last token of each text.
+
+    transformers' classifiers find it by the padding ids, which they do not see where embeddings are handed over, and
+    would read the last token of the padding.
+
+    Attributes:
+        heads: Names of the head's modules.
+    """
+
+    heads: tuple[str, ...] = ()
+
+    def forward(self, *arguments: Any, attention_mask: Tensor, **inputs: Any) -> Any:
+        """Returns what the model returns, its head being shown the last token of each text alone."""
+
+        def narrow(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            hidden = given[0]
+            if hidden.ndim != 3 or hidden.shape[1] <= attention_mask.shape[1]:
+                return None
+            positions = torch.arange(attention_mask.shape[1], device=hidden.device)
+            last = (attention_mask * positions).argmax(1) + hidden.shape[1] - attention_mask.shape[1]
+            return (hidden[torch.arange(len(hidden), device=hidden.device), last].unsqueeze(1), *given[1:])
+
+        handles = [self.base_model.get_submodule(name).register_forward_pre_hook(narrow) for name in self.heads]
+        try:
+            with quiet_transformers():  # it warns of the padding
+                return super().forward(*arguments, attention_mask=attention_mask, **inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class PromptedCausalModel(PeftModelForCausalLM):  # type: ignore[misc]
+    """Virtual tokens, or their keys and values, in front of a model that writes.
+
+    Its config says how many positions are left behind them, so that no text is written beyond the last.
+    """
+
+    config: Any
+
+    def __init__(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super().__init__(model, config, adapter_name)
+        positions = getattr(self.config, "max_position_embeddings", None)
+        if positions is not None:
+            self.config = copy.copy(self.config)
+            self.config.max_position_embeddings = positions - config.num_virtual_tokens
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Counts positions without the padding that may stand between virtual tokens and text.
+
+        PEFT counts it too, so that what a model writes for a row would depend on the longest row of the batch.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        mask = inputs.get("attention_mask")  # there is none where no row is padded
+        if mask is not None and "position_ids" in inputs and inputs["position_ids"] is None:
+            read = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions[:, -read.shape[1] :]
+        return inputs
+
+
+def wrap_prompt(model: nn.Module, config: PeftConfig, context: AdaptContext) -> PeftModel:
+    """Returns a model that PEFT puts virtual tokens in front of, wrapped as the task needs it."""
+    if context.peft_task_type == "SEQ_CLS" and context.family == "decoder":
+        classifier = PromptedDecoderClassifier(model, config, adapter_name=ADAPTER)
+        classifier.heads = context.head_modules
+        return classifier
+    wrappers = {"CAUSAL_LM": PromptedCausalModel, "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM}
+    return wrappers.get(context.peft_task_type or "", PromptedModel)(model, config, adapter_name=ADAPTER)
 
 
 def peft_state(adapter: LayerAdapter | PeftModel, others: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.models.loading import best_device, fast_bf16, is_quantized
-
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +27,18 @@ class Numerics:
     precision: Precision
     bf16: bool
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the base's matrices are stored in fewer bits than they are computed in."""
+        return self.precision in ("nf4", "int8")
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        """Of all that is not quantised; around quantised matrices it is what they are computed in."""
+        import torch
+
+        return torch.bfloat16 if self.precision == "bf16" or (self.quantized and self.bf16) else torch.float32
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Returns the context of a forward pass."""
         import torch
@@ -39,8 +49,8 @@ class Numerics:
 def choose_numerics(recipe: Recipe, strategy: Strategy[Any]) -> Numerics:
     """Fills in what ``model.precision`` and ``training.compute`` leave open.
 
-    bf16 arithmetic where the device is fast at it. A frozen base is stored as it is computed; a base that
-    trains stays in fp32, because small updates vanish in bf16.
+    bf16 arithmetic where the device is fast at it, or where the base is stored so. A frozen base is stored as it is
+    computed; a base that trains stays in fp32, because small updates vanish in bf16.
     """
     device = best_device()
     compute = recipe.training.compute
@@ -48,5 +58,22 @@ def choose_numerics(recipe: Recipe, strategy: Strategy[Any]) -> Numerics:
     precision = strategy.base_precision() or recipe.model.precision
     if precision is None:
         precision = "bf16" if bf16 and not strategy.capabilities.changes_base else "fp32"
-    mixed = precision == "bf16" or (is_quantized(precision) and fast_bf16(device))
-    return Numerics(device, precision, bf16 or mixed)
+    return Numerics(device, precision, bf16 or precision == "bf16")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bf16 matrices faster than fp32 ones."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "mps"
+
+
+def best_device() -> torch.device:
+    """Returns the accelerator of this machine, or the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

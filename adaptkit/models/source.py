@@ -102,14 +102,22 @@ def max_length(recipe: Recipe, source: ModelSource, extra_positions: int = 0) ->
         extra_positions: Of them, those that the strategy takes.
 
     Raises:
-        ModelError: The recipe asks for more positions than the base has.
+        ModelError: The recipe asks for more positions than the base has, or the strategy leaves none.
     """
     limits = [
         limit
         for limit in (source.tokenizer.model_max_length, source.positions)
         if limit and limit < 10**6  # tokenizers without a limit say so with a huge number
     ]
-    limit = min(limits, default=UNLIMITED_POSITIONS) - extra_positions
+    positions = min(limits, default=UNLIMITED_POSITIONS)
+    limit = positions - extra_positions
+    if limit < 1:
+        raise ModelError(
+            f"the strategy takes {extra_positions} positions for itself, but {recipe.model.name!r} has {positions}",
+            where="strategy",
+            allowed=f"fewer than {positions} virtual tokens",
+            fix="lower strategy.num_virtual_tokens",
+        )
     wanted = recipe.data.max_length or limit
     if limits and wanted > limit:
         raise ModelError(

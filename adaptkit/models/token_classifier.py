@@ -11,14 +11,14 @@ from adaptkit.models.heads import LinearHead, has_native_head, load_backbone, lo
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import Precision
 
 # What configs call the dropout in front of a head, or of the whole model; the first that there is counts.
 DROPOUTS = ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "dropout")
 
 
-def load_token_classifier(source: ModelSource, *, precision: Precision, seed: int, labels: Sequence[str]) -> BaseModel:
+def load_token_classifier(source: ModelSource, *, numerics: Numerics, seed: int, labels: Sequence[str]) -> BaseModel:
     """Loads a base and gives it a head over its tokens, whose weights are a function of `seed` alone.
 
     The head is the one that transformers has for the architecture, else a linear layer on the last hidden
@@ -27,7 +27,7 @@ def load_token_classifier(source: ModelSource, *, precision: Precision, seed: in
 
     Args:
         source: Which base.
-        precision: Storage of its weights.
+        numerics: Storage of its weights.
         seed: Of the new head.
         labels: Names, in the order of the logits.
 
@@ -39,9 +39,9 @@ def load_token_classifier(source: ModelSource, *, precision: Precision, seed: in
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if source.family != "encoder-decoder" and has_native_head(AutoModelForTokenClassification, source):
-            return load_native_head(AutoModelForTokenClassification, source, precision, labels)
-        head = LinearHead(load_backbone(source, precision), len(labels), _dropout(source.config))
-        return with_linear_head(head, source, precision)
+            return load_native_head(AutoModelForTokenClassification, source, numerics, labels)
+        head = LinearHead(load_backbone(source, numerics), len(labels), _dropout(source.config))
+        return with_linear_head(head, source, numerics)
 
 
 def _dropout(config: Any) -> float:

@@ -49,16 +49,24 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         ModelError: There is none, or one that can neither pad nor end a text.
     """
     name = spec.tokenizer if isinstance(spec.tokenizer, str) else spec.name
-    with as_model_error(spec):
+    with as_model_error(spec, tokenizer=name):
         tokenizer = _tokenizer_class(name).from_pretrained(
             name, revision=spec.revision if name == spec.name else None, trust_remote_code=False
+        )
+    if not tokenizer.get_vocab().keys() - tokenizer.all_special_tokens:
+        raise ModelError(
+            f"{name!r} holds no tokenizer: nothing tells into which tokens a text is cut",
+            where=name,
+            allowed="tokenizer.json, or the vocabulary of a tokenizer, beside the model",
+            fix="save the tokenizer into this folder, or name another one that belongs to the model: model.tokenizer",
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "the tokenizer has neither a padding nor an end token",
                 where=name,
-                fix="set pad_token in the tokenizer's files",
+                allowed="a tokenizer with pad_token or eos_token",
+                fix="name one of its tokens as pad_token in tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -217,7 +217,7 @@ class TrainingSpec(Options):
     compute: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic of the forward pass; auto: bf16 where the device has fast bf16, else fp32. A base that "
-        "is stored in bf16, or quantised on such a device, is computed in bf16 in any case.",
+        "is stored in bf16 is computed in bf16 in any case.",
     )
     packing: bool = Field(
         False,

@@ -45,7 +45,7 @@ def machine() -> Iterator[tuple[str, str]]:
     if memory := _memory_bytes():
         yield "memory", f"{memory / GIB:.1f} GiB"
     try:
-        from adaptkit.models.loading import best_device, fast_bf16
+        from adaptkit.models.precision import best_device, fast_bf16
 
         device = best_device()
     except ImportError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from adaptkit.task import Features, Splits, Task
+from adaptkit.task import Splits, Task
 from adaptkit.training.preparation import Preparation, lengths
 
 SHOWN_CHARACTERS = 1200
@@ -41,24 +41,24 @@ def _rows_line(splits: Splits) -> str:
 def _lengths_line(task: Task[Any], prepared: Preparation) -> str:
     figures = ", ".join(f"{name} {tokens:,}" for name, tokens in lengths(task, prepared.train).items())
     many = len(prepared.train)
-    return f"sequences: {many:,} to train on; tokens: {figures} (at most {prepared.max_length:,} are read)"
+    return f"sequences: {many:,} to train on; tokens: {figures} (limit {prepared.max_length:,})"
 
 
 def _examples(task: Task[Any], prepared: Preparation, examples: int) -> list[str]:
     lines: list[str] = []
-    for feature in _spread(prepared.train, examples):
-        pieces = task.preview(task.vary(feature, Random("preview")), prepared.source.tokenizer)
-        learned = any(on for _, on in pieces)
-        mask = "; the loss falls on ⟦ ⟧" if learned else ""
-        lines.append(f"as the model reads it{mask}:")
+    for number in _spread(len(prepared.train), examples):
+        feature = task.vary(prepared.train[number], Random("preview"))
+        pieces = task.preview(feature, prepared.source.tokenizer)
+        mask = "; the loss falls on ⟦ ⟧" if any(learned for _, learned in pieces) else ""
+        lines.append(f"as the model reads it, sequence {number + 1:,}{mask}:")
         lines.append(textwrap.indent(_marked(pieces), INDENT, lambda line: True))
     return lines
 
 
-def _spread(features: Sequence[Features], count: int) -> list[Features]:
-    """Returns some features from all over the data."""
-    count = min(count, len(features))
-    return [features[index * len(features) // count] for index in range(count)]
+def _spread(features: int, count: int) -> list[int]:
+    """Returns the numbers of some features from all over the data."""
+    count = min(count, features)
+    return [index * features // count for index in range(count)]
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> str:

@@ -109,7 +109,10 @@ class PeftStrategy(Strategy[OptionsT]):
         message = " ".join(str(error).split())
         if getattr(self.options, "target_modules", ALL_LINEAR) == ALL_LINEAR:
             found = f"{self.name} cannot be applied to {type(model).__name__}: {message}"
-            return ModelError(found, where="strategy", fix="change its options if they are the reason, or choose lora")
+            other = "full" if self.name == "lora" else "lora"
+            return ModelError(
+                found, where="strategy", fix=f"change its options if they are the reason, or choose {other}"
+            )
         names = sorted({name.rpartition(".")[2] for name in linear_layers(model, without=context.head_modules)})
         return ModelError(
             f"{self.name} cannot be applied: {message}",

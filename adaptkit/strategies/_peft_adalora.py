@@ -9,6 +9,7 @@ from adaptkit.strategies._peft import PeftStrategy
 from adaptkit.strategy import JSON, AdaptContext, StrategyOptions
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import Tensor, nn
 
 SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -32,6 +33,14 @@ class RankSchedule(PeftStrategy[StrategyOptions]):
         values["tinit"] = steps // 10 if values["tinit"] is None else values["tinit"]
         values["tfinal"] = steps // 5 if values["tfinal"] is None else values["tfinal"]
         return {**values, "total_step": steps}
+
+    def inject(self, model: nn.Module, config: PeftConfig, context: AdaptContext) -> nn.Module:
+        """Puts the layers in, their counts of ranks frozen, which on a bf16 base PEFT would let train."""
+        adapted = super().inject(model, config, context)
+        for name, parameter in self._adapter.named_parameters():
+            if ".ranknum." in name:
+                parameter.requires_grad_(False)
+        return adapted
 
     def extra_loss(self, model: nn.Module) -> Tensor | None:
         """Returns the distance of both sides of the updates from orthogonality (equation 4 of the paper)."""

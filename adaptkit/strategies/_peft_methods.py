@@ -18,7 +18,8 @@ Kind: TypeAlias = Literal["layers", "adalora", "prompt"]
 DECODERS: frozenset[Family] = frozenset({"decoder"})
 LAYERS = Capabilities(mergeable=True, can_disable=True)
 UNMERGED = Capabilities(can_disable=True)
-# Multiply or decompose the base's weights themselves, which packed 4-bit weights do not allow.
+# Not on a quantised base: they multiply or decompose its weights themselves, add to what a layer returns in place
+# (which autograd does not allow where a quantised layer has a bias), or round their own numbers to its integers.
 PLAIN = Capabilities(mergeable=True, can_disable=True, quantized_base=False)
 PROMPT = Capabilities(virtual_tokens=True, packing=False, can_disable=True)
 # PEFT hands the prefix over as a cache, which transformers does not use while it recomputes activations.
@@ -97,7 +98,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             (9e-3, 9e-3),
             defaults={"adapter_len": 10, "adapter_layers": 1},
             targets=None,
-            capabilities=Capabilities(families=DECODERS, packing=False, generates=False, gradient_checkpointing=False),
+            capabilities=Capabilities(families=DECODERS, packing=False, gradient_checkpointing=False),
         ),
         "beft": Method(
             "BEFT: trains a bias that is added to linear layers (arXiv:2509.15974).",
@@ -111,6 +112,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "C3A: block-circular convolutions beside linear layers (arXiv:2407.19342).",
             (5e-2, 1e-2),
             defaults={"block_size": 64, "init_weights": True},
+            capabilities=PLAIN,
         ),
         "cartridge": Method(
             "CARTRIDGE: trains keys and values of a prefix directly (arXiv:2506.06266).",
@@ -140,7 +142,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "glora": Method(
             "GLoRA: scales and shifts weights and activations (arXiv:2306.07967).", (2e-3, 5e-4), capabilities=PLAIN
         ),
-        "gralora": Method("GraLoRA: LoRA in blocks of each weight (arXiv:2505.20355).", (1e-3, 2e-4)),
+        "gralora": Method(
+            "GraLoRA: LoRA in blocks of each weight (arXiv:2505.20355).", (1e-3, 2e-4), capabilities=PLAIN
+        ),
         "hira": Method("HiRA: low-rank updates that scale the weights elementwise.", (5e-3, 2e-3)),
         "hra": Method(
             "HRA: chains of Householder reflections of the weights (arXiv:2405.17484).",
@@ -224,7 +228,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             targets=None,
             defaults={"token_indices": ...},
         ),
-        "unilora": Method("Uni-LoRA: all updates are projections of one vector (arXiv:2506.00799).", (2e-2, 1e-2)),
+        "unilora": Method(
+            "Uni-LoRA: all updates are projections of one vector (arXiv:2506.00799).",
+            (2e-2, 1e-2),
+            capabilities=PLAIN,
+        ),
         "vblora": Method(
             "VB-LoRA: updates are mixtures of vectors from one bank (arXiv:2405.15179).",
             (5e-3, 5e-3),

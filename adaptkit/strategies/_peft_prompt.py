@@ -36,7 +36,7 @@ class PromptTokens(PeftStrategy[StrategyOptions]):
         """Returns the model in PEFT's wrapper for language models, or in that which leaves the head where it is."""
         from adaptkit.models.peft_adapter import wrap_prompt
 
-        self._adapter: PeftModel = wrap_prompt(model, config, context.peft_task_type)
+        self._adapter: PeftModel = wrap_prompt(model, config, context)
         wrapped: nn.Module = self._adapter
         return wrapped
 

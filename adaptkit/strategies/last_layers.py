@@ -40,6 +40,7 @@ class LastLayers(Strategy[LastLayersOptions]):
             if self.options.num_layers > len(blocks):
                 raise RecipeError(
                     f"strategy.num_layers is {self.options.num_layers}, but {name!r} has {len(blocks)} blocks",
+                    where="strategy.num_layers",
                     allowed=f"1 to {len(blocks)}",
                     fix="lower strategy.num_layers, or choose `full`",
                 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.data.problems import enumerate_names, text_problem
+from adaptkit.data.problems import enumerate_names, kind_of, text_problem
 from adaptkit.errors import Problem, did_you_mean
 from adaptkit.task import Row
 
@@ -106,7 +106,9 @@ def _row_problem(messages: Any, where: str) -> Problem | None:
         return Problem("the row has no messages", where, SHAPE, "give the row messages, or remove it")
     if not isinstance(messages, list | tuple):
         fix = "write the conversation as a list; a prompt and its answer in two columns are another format: data.format"
-        return Problem(f"the messages are a {type(messages).__name__}, not a list", where, SHAPE, fix)
+        if isinstance(messages, str) and messages.lstrip().startswith("["):
+            fix = "this string is JSON: write the list itself, without quotes around it"
+        return Problem(f"the messages are {kind_of(messages)}, not a list", where, SHAPE, fix)
     if not messages:
         return Problem("the list of messages is empty", where, SHAPE, "give the row messages, or remove it")
     if any(isinstance(message, Mapping) and "role" not in message and "from" in message for message in messages):
@@ -120,7 +122,9 @@ def _message_problems(messages: Sequence[Any], where: str) -> list[Problem]:
     for number, message in enumerate(messages, 1):
         place = f"{where}, message {number}"
         if not isinstance(message, Mapping):
-            problems.append(Problem(f"the message is a {type(message).__name__}", place, SHAPE))
+            problems.append(
+                Problem(f"the message is {kind_of(message)}, not an object", place, SHAPE, "say who speaks")
+            )
             continue
         role = _role_problem(message, place)
         if role:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from adaptkit.task import TaskOptions
+from adaptkit.tasks._language import LanguageMetrics
 from adaptkit.tasks._text_metrics import TEXT_METRICS
 
 if TYPE_CHECKING:
@@ -223,3 +224,35 @@ class GenerationMetrics:
         if not self._compared:
             return {}
         return {name: value for metric in self._metrics for name, value in metric.compute().items()}
+
+
+class GeneratingMetrics(LanguageMetrics):
+    """The figures of the loss over all rows, and those of texts generated for some.
+
+    Args:
+        kind: Of the model.
+        generated: Collects the figures of texts.
+        row: Returns, for a row of a batch, the token ids of the prompt and of the wanted text, without padding.
+    """
+
+    def __init__(
+        self,
+        kind: LanguageModelKind,
+        generated: GenerationMetrics,
+        row: Callable[[Mapping[str, Tensor], int], tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__(kind)
+        self._generated, self._row = generated, row
+
+    def expect(self, rows: int) -> None:
+        """Is told, before the first batch, how many rows will come."""
+        self._generated.expect(rows)
+
+    def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """Takes one batch."""
+        super().update(model, batch)
+        self._generated.update(model, len(batch["labels"]), lambda index: self._row(batch, index))
+
+    def compute(self) -> dict[str, float]:
+        """Returns ``loss``, ``perplexity``, ``token_accuracy`` and the figures of the metrics that were asked for."""
+        return {**super().compute(), **self._generated.compute()}

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adaptkit.models.language import LanguageModelKind
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import Precision
 
+# In a preview, between what is read and what is to come of it.
+BECOMES = " → "
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)
 
 
@@ -35,12 +37,12 @@ class LanguageTask(Task[OptionsT]):
     kind: ClassVar[LanguageModelKind]
     tokenizer: Any
 
-    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+    def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with its own output layer over the vocabulary."""
         from adaptkit.models.language import load_language_model
 
         self.tokenizer = source.tokenizer
-        return load_language_model(source, precision, seed, self.kind)
+        return load_language_model(source, numerics, seed, self.kind)
 
     def length(self, feature: Features) -> int:
         """Returns the tokens that are read and, where they are a sequence of their own, those that are written."""
@@ -57,11 +59,11 @@ class LanguageTask(Task[OptionsT]):
         return pad_tokens(features, tokenizer)
 
     def preview(self, feature: Features, tokenizer: Any) -> list[tuple[str, bool]]:
-        """Returns the tokens, decoded, in runs that are learned and runs that are not."""
+        """Returns the tokens, decoded, in runs that are learned and runs that are not; a second sequence behind →."""
         labels = feature.get("labels") or [IGNORE_INDEX] * len(feature["input_ids"])
-        if self.kind == "seq2seq":
-            read = [(tokenizer.decode(feature["input_ids"]), False)]
-            return read + decoded_runs(labels, labels, tokenizer) if "labels" in feature else read
+        if self.kind == "seq2seq" and "labels" in feature:
+            read = [(tokenizer.decode(feature["input_ids"]), False), (BECOMES, False)]
+            return read + decoded_runs(labels, labels, tokenizer)
         return decoded_runs(feature["input_ids"], labels, tokenizer)
 
     def count(self, batch: Mapping[str, Tensor]) -> float:
@@ -140,5 +142,13 @@ def pad_tokens(features: Sequence[Features], tokenizer: Any) -> dict[str, Tensor
 
 def decoded_runs(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> list[tuple[str, bool]]:
     """Returns token ids as text, in runs whose labels are all -100 or all not, each with whether it is learned."""
-    runs = groupby(zip(input_ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX)
-    return [(tokenizer.decode([token for token, _ in run]), learned) for learned, run in runs]
+    pieces: list[tuple[str, bool]] = []
+    before, end = "", 0
+    for learned, run in groupby(labels, key=lambda label: label != IGNORE_INDEX):
+        begin, end = end, end + len(list(run))
+        # What a token adds to the text may begin with a space that it has not alone.
+        text = tokenizer.decode(input_ids[:end])
+        own = text.removeprefix(before) if text.startswith(before) else tokenizer.decode(input_ids[begin:end])
+        pieces.append((own, learned))
+        before = text
+    return pieces

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from adaptkit.data.problems import data_error
+from adaptkit.data.problems import data_error, text_problem
 from adaptkit.errors import Problem, RecipeError
 from adaptkit.task import Features, Row, Splits, TaskOptions
-from adaptkit.tasks._examples import text_problem
 from adaptkit.tasks._language import LanguageTask
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from pydantic import Field
 from adaptkit.data.problems import data_error
 from adaptkit.errors import ModelError, Problem
 from adaptkit.task import IGNORE_INDEX, Features, Row, TaskCapabilities
+from adaptkit.tasks._language import BECOMES
 from adaptkit.tasks._running_text import RunningTextOptions, RunningTextTask, cut, cut_note, frame_of, joined, tokenize
 
 if TYPE_CHECKING:
@@ -60,9 +62,9 @@ class MaskedLM(RunningTextTask[MaskedLMOptions]):
         if tokenizer.mask_token_id is None:
             raise ModelError(
                 "the tokenizer has no mask token, which masked-lm puts in the place of tokens",
-                where="task.name",
+                where="model.name",
                 allowed="a base with a mask token: BERT, RoBERTa, ModernBERT …",
-                fix="choose such a base, or add one to the tokenizer's files",
+                fix="choose such a base, or name one of its tokens as mask_token in tokenizer_config.json",
             )
         special = set(tokenizer.all_special_ids)
         self._mask = tokenizer.mask_token_id
@@ -112,6 +114,13 @@ class MaskedLM(RunningTextTask[MaskedLMOptions]):
             elif draw < MASKED + REPLACED:
                 input_ids[position] = generator.choice(self._ordinary)
         return {"input_ids": input_ids, "labels": labels}
+
+    def preview(self, feature: Features, tokenizer: Any) -> list[tuple[str, bool]]:
+        """Returns the tokens, decoded; behind those that are to be predicted → and what they were."""
+        pieces = super().preview(feature, tokenizer)
+        runs = groupby(feature.get("labels", ()), key=lambda label: label != IGNORE_INDEX)
+        wanted = (tokenizer.decode(list(run)) for learned, run in runs if learned)
+        return [(f"{text}{BECOMES}{next(wanted)}" if learned else text, learned) for text, learned in pieces]
 
     def prompts(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[Features]:
         """Tokenizes prompts, which must have a mask token and fit."""

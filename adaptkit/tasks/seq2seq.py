@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from adaptkit.data.encoding import encode_texts
-from adaptkit.data.problems import data_error
+from adaptkit.data.problems import data_error, text_problem
 from adaptkit.errors import ModelError, Problem, RecipeError
 from adaptkit.task import IGNORE_INDEX, Features, Metrics, Row, Splits, TaskCapabilities
-from adaptkit.tasks._examples import text_problem
-from adaptkit.tasks._generation import GenerationMetrics, GenerationOptions, Writer
-from adaptkit.tasks._language import LanguageMetrics, LanguageTask
+from adaptkit.tasks._generation import GeneratingMetrics, GenerationMetrics, GenerationOptions, Writer
+from adaptkit.tasks._language import LanguageTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,8 +122,12 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
         """Returns the token ids of targets, each with an end token, at most ``limit`` of them."""
         end = tokenizer.eos_token_id
         if end is None:
-            fix = "set eos_token in the tokenizer's files"
-            raise ModelError("the tokenizer has no end token, so a model could not learn to stop", fix=fix)
+            raise ModelError(
+                "the tokenizer has no end token, so a model could not learn to stop",
+                where="model.name",
+                allowed="a base whose tokenizer has an eos_token: T5, BART …",
+                fix="choose such a base, or name one of its tokens as eos_token in tokenizer_config.json",
+            )
         labels, cut = _encode_targets(targets, tokenizer, limit, end)
         unknown = tokenizer.unk_token_id
         gaps = 0 if unknown in (None, end) else sum(unknown in ids for ids in labels)
@@ -157,7 +160,8 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
     def metrics(self) -> Metrics:
         """Returns a collector of loss, perplexity, token accuracy and the figures of generated texts."""
         options = self.options
-        return Seq2SeqMetrics(GenerationMetrics(options.metrics, options.generate_rows, self._writer()))
+        generated = GenerationMetrics(options.metrics, options.generate_rows, self._writer())
+        return GeneratingMetrics(self.kind, generated, _pair)
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
         """Returns ``{"text": ...}`` for each row."""
@@ -167,30 +171,6 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
     def _writer(self) -> Writer:
         length = self.options.max_new_tokens or self.longest_target
         return Writer(self.tokenizer, self.kind, length, self.options.num_beams)
-
-
-class Seq2SeqMetrics(LanguageMetrics):
-    """The figures of the loss over all rows, and those of texts generated for some."""
-
-    def __init__(self, generated: GenerationMetrics) -> None:
-        super().__init__("seq2seq")
-        self._generated = generated
-
-    def expect(self, rows: int) -> None:
-        """Is told, before the first batch, how many rows will come."""
-        self._generated.expect(rows)
-
-    def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-        """Takes one batch."""
-        super().update(model, batch)
-        labels = batch["labels"]
-        self._generated.update(
-            model, len(labels), lambda index: (_source(batch, index), labels[index][labels[index] != IGNORE_INDEX])
-        )
-
-    def compute(self) -> dict[str, float]:
-        """Returns ``loss``, ``perplexity``, ``token_accuracy`` and the figures of the metrics that were asked for."""
-        return {**super().compute(), **self._generated.compute()}
 
 
 def _problems(rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> list[Problem]:
@@ -225,3 +205,9 @@ def _encode_targets(targets: Sequence[str], tokenizer: Any, limit: int, end: int
 def _source(batch: Mapping[str, Tensor], row: int) -> Tensor:
     """Returns the token ids of a row of a batch without padding, ``(tokens,)``."""
     return batch["input_ids"][row][batch["attention_mask"][row].bool()]
+
+
+def _pair(batch: Mapping[str, Tensor], row: int) -> tuple[Tensor, Tensor]:
+    """Returns the token ids of a row's source and of its target without padding, each ``(tokens,)``."""
+    labels = batch["labels"][row]
+    return _source(batch, row), labels[labels != IGNORE_INDEX]

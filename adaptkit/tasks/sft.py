@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from adaptkit.data.chat import ChatTemplate, ChatText, Learn, TemplateRefusal, encode_chats
+from adaptkit.data.chat import ChatTemplate, Learn, TemplateRefusal
 from adaptkit.data.chat_templates import TEMPLATES, choose_template
 from adaptkit.data.problems import data_error
 from adaptkit.errors import Problem, RecipeError, did_you_mean
-from adaptkit.task import IGNORE_INDEX, Features, Row, Splits, TaskCapabilities, TaskOptions
+from adaptkit.task import BaseModel, Features, Metrics, Row, Splits, TaskCapabilities
 from adaptkit.tasks._conversation import Conversation, read_conversations, without_answer, without_question
-from adaptkit.tasks._generation import generate
+from adaptkit.tasks._examples import note_repeated
+from adaptkit.tasks._generation import GeneratingMetrics, GenerationMetrics, GenerationOptions, Writer
 from adaptkit.tasks._language import LanguageTask
+from adaptkit.tasks._lessons import Rendered, last_answer, make_features, refused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.precision import Numerics
+    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 
-Rendered: TypeAlias = tuple[Conversation, list[ChatText]]
 
-
-class SftOptions(TaskOptions):
+class SftOptions(GenerationOptions):
     """The keys of ``task:`` for supervised fine-tuning."""
 
     chat_template: str = Field(
@@ -42,7 +45,15 @@ class SftOptions(TaskOptions):
     learn: Learn = Field(
         "assistant", description="Where the loss falls: on the assistant's turns, on the last of them, or on all turns."
     )
-    max_new_tokens: int = Field(256, ge=1, description="Tokens that a predicted answer may have.")
+    too_long: Literal["error", "drop"] = Field(
+        "error",
+        description="What becomes of a conversation whose first learned answer begins beyond `data.max_length`: an "
+        "error that names the row, or drop, which leaves such rows out and counts them.",
+    )
+    generate_rows: int = Field(
+        0, ge=0, description="Evaluation rows whose last answer is generated, to be compared with the real one."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Tokens that a generated answer may have.")
 
     @field_validator("chat_template")
     @classmethod
@@ -53,12 +64,19 @@ class SftOptions(TaskOptions):
             raise ValueError(f"there is no chat template {choice!r}: {hint}")
         return choice
 
+    @field_validator("learn")
+    @classmethod
+    def _has_answers(cls, learn: Learn, info: ValidationInfo) -> Learn:
+        if learn == "all" and info.data.get("generate_rows"):
+            raise ValueError("of all turns none is the answer that task.generate_rows could be compared with")
+        return learn
+
 
 class Sft(LanguageTask[SftOptions]):
     """Learns the assistant's turns of conversations, of one turn or many.
 
     Attributes:
-        template: ``auto``, ``chatml``, ``plain``, or a whole template in Jinja.
+        template: ``auto``, ``chatml``, ``plain``, or a whole template in Jinja; that from `load_base` on.
     """
 
     name = "sft"
@@ -94,7 +112,8 @@ class Sft(LanguageTask[SftOptions]):
         self._facts = _facts(train)
         self._note_unread(train)
         for split, conversations in by_split.items():
-            self._note_duplicates(train, conversations, split)
+            said = [_said(conversation) for conversation in conversations]
+            self.notes += note_repeated(map(_said, train), said, split)
 
     def check(self, rows: Sequence[Row], *, labelled: bool) -> None:
         """Checks rows that come after training; those without labels are to be answered by `predict`.
@@ -108,7 +127,7 @@ class Sft(LanguageTask[SftOptions]):
             raise data_error(problems)
 
     def state(self) -> dict[str, JSON]:
-        """Returns the template, so that its file is no longer needed."""
+        """Returns the template, so that neither its file nor the base's own is needed."""
         return {"template": self.template}
 
     def load_state(self, state: Mapping[str, JSON]) -> None:
@@ -145,16 +164,24 @@ class Sft(LanguageTask[SftOptions]):
         """
         chat = self._chat(tokenizer)
         conversations, problems = read_conversations(rows)
-        rendered, refused = self._render(conversations, chat, labelled=labelled)
-        features, unfit, cut = _tokenize(rendered, tokenizer, max_length)
-        problems += refused + unfit
+        rendered, refusals = self._render(conversations, chat, labelled=labelled)
+        made = make_features(rendered, tokenizer, max_length)
+        drop = labelled and self.options.too_long == "drop"
+        problems += refusals + ([] if drop else made.too_long)
         if problems:
             raise data_error(problems)
         self._note_template(chat, tokenizer, rendered)
-        if cut:
-            longer = f"{cut:,} of {len(rows):,} conversations are longer than {max_length:,} tokens"
-            self.notes.append(f"{longer}: their ends were cut off")
-        return features
+        total = f"of {len(rows):,} conversations"
+        if made.cut:
+            self.notes.append(f"{made.cut:,} {total} are longer than {max_length:,} tokens: their ends were cut off")
+        if made.too_long:
+            first = f"their first learned answer begins beyond {max_length:,} tokens ({made.too_long[0].where} …)"
+            self.notes.append(f"{len(made.too_long):,} {total} were dropped: {first}")
+        return made.features
+
+    def feature_count(self, rows: int) -> int | None:
+        """Returns as many as there are rows, unless some of them may be dropped."""
+        return None if self.options.too_long == "drop" else rows
 
     def _chat(self, tokenizer: Any) -> ChatTemplate:
         return ChatTemplate(tokenizer, choose_template(self.template, tokenizer))
@@ -173,7 +200,7 @@ class Sft(LanguageTask[SftOptions]):
                     texts = chat.lessons(self._with_system(conversation.messages), self.options.learn)
                 rendered.append((conversation, texts))
             except TemplateRefusal as refusal:
-                problems.append(_refused(refusal, conversation.where))
+                problems.append(refused(refusal, conversation.where))
         return rendered, problems
 
     def _with_system(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -183,11 +210,29 @@ class Sft(LanguageTask[SftOptions]):
 
     # -- through the model ---------------------------------------------------------------------------
 
+    def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
+        """Loads the base; its tokenizer has the chat template of the run, so that it is saved with the artifact."""
+        base = super().load_base(source, numerics, seed)
+        self.template = choose_template(self.template, source.tokenizer)
+        if self.template != choose_template("auto", source.tokenizer) or not source.tokenizer.chat_template:
+            base.tokenizer = copy(source.tokenizer)
+            base.tokenizer.chat_template = self.template
+        return base
+
+    def metrics(self) -> Metrics:
+        """Returns a collector of loss, perplexity, token accuracy and the figures of generated answers."""
+        options, writer = self.options, self._writer()
+        generated = GenerationMetrics(options.metrics, options.generate_rows, writer)
+        return GeneratingMetrics(self.kind, generated, lambda batch, row: last_answer(batch, row, writer.stop_ids))
+
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
-        """Returns ``{"text": answer}`` for each row, by greedy search."""
-        stop_ids = self._chat(self.tokenizer).stop_ids
-        answers = generate(model, batch, self.tokenizer, self.options.max_new_tokens, self.kind, stop_ids)
-        return [{"text": self.tokenizer.decode(answer, skip_special_tokens=True).strip()} for answer in answers]
+        """Returns ``{"text": answer}`` for each row."""
+        questions = [ids[there.bool()] for ids, there in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        return [{"text": text.strip()} for text in self._writer().write(model, questions)]
+
+    def _writer(self) -> Writer:
+        options, stop_ids = self.options, self._chat(self.tokenizer).stop_ids
+        return Writer(self.tokenizer, self.kind, options.max_new_tokens, options.num_beams, stop_ids)
 
     # -- what a person should know -------------------------------------------------------------------
 
@@ -195,14 +240,6 @@ class Sft(LanguageTask[SftOptions]):
         keys = sorted({key for conversation in conversations for key in conversation.unread})
         if keys:
             self.notes.append(f"messages also have {', '.join(map(repr, keys[:5]))}: only role and content are read")
-
-    def _note_duplicates(self, train: Sequence[Conversation], other: Sequence[Conversation], split: str) -> None:
-        known = {_said(conversation) for conversation in train}
-        repeated = sum(_said(conversation) in known for conversation in other)
-        if repeated:
-            self.notes.append(
-                f"{repeated:,} of {len(other):,} {split} rows are also training rows, so the {split} figures flatter"
-            )
 
     def _note_template(self, chat: ChatTemplate, tokenizer: Any, rendered: Sequence[Rendered]) -> None:
         if self.template == "auto" and not tokenizer.chat_template:
@@ -253,48 +290,3 @@ def _facts(conversations: Sequence[Conversation]) -> list[str]:
 
 def _said(conversation: Conversation) -> tuple[str, ...]:
     return tuple(message["content"] for message in conversation.messages)
-
-
-def _tokenize(
-    rendered: Sequence[Rendered], tokenizer: Any, max_length: int
-) -> tuple[list[Features], list[Problem], int]:
-    """Returns features, cut at the end, the problems of rows that give none, and how many rows were cut."""
-    encoded = iter(encode_chats([text for _, texts in rendered for text in texts], tokenizer))
-    features: list[Features] = []
-    problems = []
-    cut = 0
-    for conversation, texts in rendered:
-        parts = [next(encoded) for _ in texts]
-        kept = [feature for ids, labels in parts if (feature := _feature(ids, labels, max_length))]
-        features += kept
-        if kept:
-            cut += any(len(ids) > max_length for ids, _ in parts)
-        else:
-            problems.append(_too_long(*parts[0], conversation.where, max_length))
-    return features, problems, cut
-
-
-def _feature(ids: list[int], labels: list[int], max_length: int) -> Features | None:
-    """Returns a feature, cut at the end; None where no label is left, or where a question would be cut."""
-    if all(label == IGNORE_INDEX for label in labels):
-        # An answer needs at least one place behind the question.
-        return {"input_ids": ids} if len(ids) < max_length else None
-    # The first token is predicted from nothing.
-    learns = any(label != IGNORE_INDEX for label in labels[1:max_length])
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]} if learns else None
-
-
-def _refused(refusal: TemplateRefusal, where: str) -> Problem:
-    fix = "change the row or remove it, or choose another template: task.chat_template"
-    return Problem(f"the chat template does not take this conversation: {refusal}", where, fix=fix)
-
-
-def _too_long(ids: Sequence[int], labels: Sequence[int], where: str, max_length: int) -> Problem:
-    """Returns the problem of a row whose question alone fills all the room there is."""
-    before = next((place for place, label in enumerate(labels) if place and label != IGNORE_INDEX), len(ids))
-    return Problem(
-        f"what comes before the answer has {before:,} tokens, so of {max_length:,} none is left for the answer",
-        where,
-        allowed=f"fewer than {max_length:,} tokens before the answer",
-        fix=f"raise data.max_length to more than {before:,}, or shorten or remove the row",
-    )

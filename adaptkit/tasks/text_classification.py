@@ -22,7 +22,7 @@ from adaptkit.task import (
     TaskOptions,
 )
 from adaptkit.tasks._examples import note_repeated
-from adaptkit.tasks._language import pad_tokens
+from adaptkit.tasks._language import BECOMES, pad_tokens
 from adaptkit.tasks.classification.examples import read_examples
 from adaptkit.tasks.classification.kinds import guess_kind
 from adaptkit.tasks.classification.multi import MultiLabel
@@ -33,8 +33,9 @@ from adaptkit.tasks.classification.target import Example, Kind, Target
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import DataSpec, Precision
+    from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 
 LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -197,15 +198,22 @@ class TextClassification(Task[TextClassificationOptions]):
         batch["labels"] = self.target.collate([feature.get("label") for feature in features])
         return batch
 
+    def preview(self, feature: Features, tokenizer: Any) -> list[tuple[str, bool]]:
+        """Returns the text and, where there is one, the label."""
+        pieces = super().preview(feature, tokenizer)
+        if "label" not in feature:
+            return pieces
+        return [*pieces, (BECOMES, False), (self.target.show(feature["label"]), True)]
+
     # -- through the model ---------------------------------------------------------------------------
 
-    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+    def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with the target's outputs."""
         from adaptkit.models.classifier import load_classifier
 
         return load_classifier(
             source,
-            precision=precision,
+            numerics=numerics,
             seed=seed,
             labels=self.target.outputs,
             pooling=self.options.pooling,
@@ -270,7 +278,10 @@ def make_target(kind: Kind, options: TextClassificationOptions) -> Target:
     if useless:
         fix = f"leave it out, or set task.kind to {'single' if 'class_weights' in useless else 'single or multi'}"
         raise RecipeError(
-            [Problem(f"task.{name} is of no use where the labels are of kind {kind}", fix=fix) for name in useless]
+            [
+                Problem(f"task.{name} is of no use where the labels are of kind {kind}", f"task.{name}", fix=fix)
+                for name in useless
+            ]
         )
     return MultiLabel(options.labels) if kind == "multi" else Regression()
 

@@ -34,8 +34,9 @@ from adaptkit.tasks.tagging.sentences import Sentence, read_sentences
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
-    from adaptkit.recipe import DataSpec, Precision
+    from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 
 TRAIN = "data.train"
@@ -239,11 +240,11 @@ class TokenClassification(Task[TokenClassificationOptions]):
 
     # -- through the model ---------------------------------------------------------------------------
 
-    def load_base(self, source: ModelSource, precision: Precision, seed: int) -> BaseModel:
+    def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with one output a tag."""
         from adaptkit.models.token_classifier import load_token_classifier
 
-        return load_token_classifier(source, precision=precision, seed=seed, labels=self.tags)
+        return load_token_classifier(source, numerics=numerics, seed=seed, labels=self.tags)
 
     def count(self, batch: Mapping[str, Tensor]) -> float:
         """Returns the words that have a tag."""

@@ -49,7 +49,7 @@ class TrainingBatches:
         task: Collates them.
         tokenizer: Of the base, for padding.
         settings: Batch sizes and seed.
-        pack_to: Tokens of a sequence that several rows share; None: each row is a sequence of its own.
+        pack_to: Tokens of a sequence that several rows share, at the most; None: each row is a sequence of its own.
     """
 
     def __init__(
@@ -81,10 +81,9 @@ class TrainingBatches:
         return self._task.vary(self.features[index], random.Random(f"{self._settings.seed}/{epoch}/{index}"))
 
     def _packed(self, rows: Sequence[Features], length: int) -> list[Batch]:
-        sequences = pack(rows, length)
-        cuts = micro_batches(
-            range(len(sequences)), [len(ids["input_ids"]) for ids in sequences], self._settings.micro_batch_tokens
-        )
+        budget = self._settings.micro_batch_tokens
+        sequences = pack(rows, min(length, budget))
+        cuts = micro_batches(range(len(sequences)), [len(ids["input_ids"]) for ids in sequences], budget)
         return [collate_packed([sequences[index] for index in cut]) for cut in cuts]
 
     def rows_at(self, step: int) -> list[int]:

@@ -55,7 +55,7 @@ def prepare(
     train = task.features(splits.train, recipe.data, source.tokenizer, length)
     notes = list(task.notes)
     evaluation = task.features(splits.evaluation, recipe.data, source.tokenizer, length)
-    task.notes[len(notes) :] = [f"{note} (evaluation)" for note in task.notes[len(notes) :]]
+    task.notes = notes + [f"{note} (evaluation)" for note in task.notes[len(notes) :] if note not in notes]
     if not train:
         raise DataError("the training rows give nothing to learn from", where="data.train", fix="check the rows")
     _check_ids(source, [*train, *evaluation])
@@ -78,5 +78,5 @@ def _check_ids(source: ModelSource, features: list[Features]) -> None:
 def lengths(task: Task[Any], features: list[Features]) -> Mapping[str, int]:
     """Returns the tokens of the median, the 95th percentile and the longest feature."""
     ordered = sorted(task.length(feature) for feature in features)
-    at = {"median": 0.5, "95 %": 0.95, "longest": 1.0}
+    at = {"median": 0.5, "95th percentile": 0.95, "longest": 1.0}
     return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in at.items()}

@@ -12,6 +12,7 @@ from adaptkit.errors import TrainingError
 from adaptkit.task import Features
 from adaptkit.training.batches import TrainingBatches, total_steps
 from adaptkit.training.features import CachedModel, cache_features, freeze_dropout
+from adaptkit.training.isolation import check_packing
 from adaptkit.training.loop import Job
 from adaptkit.training.optim import check_groups, decay_groups, make_scheduler
 from adaptkit.training.rng import seed_everything
@@ -43,10 +44,13 @@ def make_job(
 
     Raises:
         TrainingError: A trainable parameter is in no parameter group, or in two; or there are several processes.
+        ModelError: Rows are to be packed, and the model does not keep them apart.
     """
     assert settings.learning_rate is not None, "the runner fills in the strategy's own"
     seed_everything(settings.seed)
     model = adapted.model.train()
+    if settings.packing:
+        check_packing(model, features, adapted.max_length, adapted.numerics)
     groups = strategy.parameter_groups(model, settings.learning_rate)
     if groups is None:
         groups = decay_groups(model, settings.learning_rate, settings.weight_decay)

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from texts import DATA, TEXTS, config, rows, source, tokenizer
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def features(subject: LanguageTask[Any], manner: str, *texts: str) -> list[Featu
 
 
 def model(subject: LanguageTask[Any], manner: str) -> Any:
-    return subject.load_base(source(manner), "fp32", 0).module.eval()
+    return subject.load_base(source(manner), tiny.numerics(), 0).module.eval()
 
 
 def gradient(subject: LanguageTask[Any], module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -207,7 +208,7 @@ def bare_bert(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 def test_new_parameters_are_those_that_the_files_lack_and_no_tied_ones(bare_bert: Path, precision: Any) -> None:
-    base = load_language_model(source("bert", bare_bert), precision, 0, "masked")
+    base = load_language_model(source("bert", bare_bert), tiny.numerics(precision), 0, "masked")
     new = set(base.new_parameters)
     head = {name for name, _ in base.module.named_parameters() if name.startswith("cls.")}
     assert new == head
@@ -217,7 +218,7 @@ def test_new_parameters_are_those_that_the_files_lack_and_no_tied_ones(bare_bert
 
 def test_new_weights_are_a_function_of_the_seed_alone(bare_bert: Path) -> None:
     def new(seed: int) -> dict[str, Tensor]:
-        base = load_language_model(source("bert", bare_bert), "fp32", seed, "masked")
+        base = load_language_model(source("bert", bare_bert), tiny.numerics(), seed, "masked")
         return {name: base.module.get_parameter(name) for name in base.new_parameters}
 
     torch.manual_seed(5)
@@ -230,7 +231,7 @@ def test_new_weights_are_a_function_of_the_seed_alone(bare_bert: Path) -> None:
 
 def test_a_random_base_is_a_function_of_the_seed_and_has_no_single_new_parameter() -> None:
     def weights(seed: int) -> Tensor:
-        base = load_language_model(source("gpt2"), "fp32", seed, "causal")
+        base = load_language_model(source("gpt2"), tiny.numerics(), seed, "causal")
         assert base.new_parameters == ()
         return torch.cat([parameter.flatten() for parameter in base.module.parameters()])
 

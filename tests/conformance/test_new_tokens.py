@@ -72,7 +72,7 @@ def load(source: ModelSource, name: str, precision: Any = "fp32") -> Any:
     import transformers
 
     auto_class = MODELS.get(name, ("AutoModelForMaskedLM", {}))[0]
-    return load_model(getattr(transformers, auto_class), source, precision)[0].eval()
+    return load_model(getattr(transformers, auto_class), source, tiny.numerics(precision))[0].eval()
 
 
 def extended(folder: Path, tokens: list[str] | None = None) -> ModelSource:

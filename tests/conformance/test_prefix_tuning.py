@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForTokenClassification
@@ -225,7 +226,7 @@ def test_an_nf4_base_trains_as_a_whole_one_does(architecture: str, tmp_path: Any
     build(architecture).save_pretrained(tmp_path)  # type: ignore[operator]
     config = AutoConfig.from_pretrained(tmp_path)
     source = ModelSource(ModelSpec(name=str(tmp_path)), config, tokenizer=None, family=family(architecture))
-    base, _ = load_model(AUTO_CLASS[family(architecture)], source, "nf4")
+    base, _ = load_model(AUTO_CLASS[family(architecture)], source, tiny.numerics("nf4"))
     assert any(type(module).__name__ == "Linear4bit" for module in base.modules())
     tuning, model = adapted(architecture, base.requires_grad_(False).eval())
     assert {tensor.dtype for tensor in tuning.state(model).values()} == {torch.float32}

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from chats import DIALOGUE, STYLES, tokenizer_of
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def task() -> Sft:
 
 @pytest.fixture
 def model(task: Sft, source: ModelSource) -> nn.Module:
-    return task.load_base(source, "fp32", seed=0).module.eval()
+    return task.load_base(source, tiny.numerics(), seed=0).module.eval()
 
 
 def features_of(task: Sft, source: ModelSource, conversations: list[Any]) -> list[Features]:
@@ -113,16 +114,19 @@ def test_the_loss_is_that_of_the_answers_given_the_questions(task: Sft, source: 
     (feature,) = features_of(task, source, [DIALOGUE])
     tokenizer = source.tokenizer
     ids, by_hand, tokens = feature["input_ids"], 0.0, 0
-    text = tokenizer.decode(ids)
+    before: list[int] = []
+    rest = tokenizer.decode(ids)
     for turn in (1, 3):
         answer = DIALOGUE[turn]["content"] + STYLES["llama"].end
-        before = tokenizer(text[: text.index(answer)], add_special_tokens=False)["input_ids"]
+        question, _, rest = rest.partition(answer)
+        before += tokenizer(question, add_special_tokens=False)["input_ids"]
         written = tokenizer(answer, add_special_tokens=False)["input_ids"]
         assert ids[: len(before) + len(written)] == before + written
         with torch.no_grad():
             log_probabilities = model(torch.tensor([before + written])).logits[0].log_softmax(-1)
         by_hand -= sum(float(log_probabilities[len(before) + k - 1, token]) for k, token in enumerate(written))
         tokens += len(written)
+        before += written
     batch = task.collate([feature], tokenizer)
     assert task.count(batch) == tokens
     assert task.loss(model, batch).total.item() == pytest.approx(by_hand, rel=1e-5)
@@ -169,6 +173,37 @@ def test_a_model_that_has_learned_a_conversation_gives_its_answers_and_stops(
     with torch.no_grad():
         answers = task.predict(model, task.collate(prompts, source.tokenizer))
     assert answers == [{"text": "In the garden."}, {"text": "In the hills."}]
+
+
+def test_generated_answers_are_compared_with_the_last_of_each_row(source: ModelSource, model: nn.Module) -> None:
+    options = SftOptions(name="sft", generate_rows=2, metrics=["exact-match"], max_new_tokens=30)
+    task = Sft(options)
+    task.load_base(source, tiny.numerics(), seed=0)
+    dialogues = [[DIALOGUE[0], {"role": "assistant", "content": "far"}, *DIALOGUE[2:]], DIALOGUE[:2]]
+    features = features_of(task, source, dialogues)
+
+    def figures() -> dict[str, float]:
+        metrics = task.metrics()
+        metrics.expect(len(features))
+        with torch.no_grad():
+            metrics.update(model, task.collate(features, source.tokenizer))
+        return metrics.compute()
+
+    assert figures()["exact_match"] == 0
+    # Of the first row the last answer alone is learned, so that another one would be found out.
+    last = Sft(options.model_copy(update={"learn": "last-assistant"}))
+    assert learn(last, source, model, features_of(last, source, dialogues)) < 0.05
+    assert figures()["exact_match"] == 100
+
+
+def test_no_answers_are_generated_unless_they_are_asked_for(
+    task: Sft, source: ModelSource, model: nn.Module, features: list[Features]
+) -> None:
+    metrics = task.metrics()
+    metrics.expect(len(features))
+    with torch.no_grad():
+        metrics.update(model, task.collate(features, source.tokenizer))
+    assert metrics.compute().keys() == {"loss", "perplexity", "token_accuracy"}
 
 
 def test_the_figures_of_learned_answers_are_those_of_the_loss(

@@ -94,7 +94,7 @@ def test_parameters_are_counted_as_the_weights_that_they_stand_for(strategy: str
 def head(folder: Path, seed: int, precision: Precision = "fp32", pooling: Any = "native") -> dict[str, Tensor]:
     base = load_classifier(
         open_source(ModelSpec(name=str(folder))),
-        precision=precision,
+        numerics=tiny.numerics(precision),
         seed=seed,
         labels=["a", "b"],
         pooling=pooling,

@@ -183,7 +183,14 @@ def test_a_run_reports_and_can_be_measured_and_asked(cli: CommandLine, recipe: P
     folder = recipe.parent / "run"
     trained = cli("run", recipe)
     assert (trained.code, trained.stderr) == (0, "")
-    for said in ("parameters train", "44 training, 20 evaluation", "6 steps of 8 rows", "step 1/6", "eval/accuracy", f"saved in {folder}"):
+    for said in (
+        "parameters train",
+        "44 training, 20 evaluation",
+        "6 steps of 8 rows",
+        "step 1/6",
+        "eval/accuracy",
+        f"saved in {folder}",
+    ):
         assert said in trained.stdout
 
     measured = cli("evaluate", folder)

@@ -60,7 +60,8 @@ output: {tmp_path / "run"}
     )
     texts = ["A masterpiece.", "A dull, lifeless mess of a film that goes nowhere and takes its time over it."]
     for together, text in zip(again.predict(texts), texts, strict=True):
-        assert together["scores"] == pytest.approx(again.predict([text])[0]["scores"], abs=1e-5)
+        # As far apart as bf16 arithmetic may be, which is what a machine that is fast at it chooses.
+        assert together["scores"] == pytest.approx(again.predict([text])[0]["scores"], abs=2e-3)
 
 
 def test_every_strategy_brings_a_learning_rate_that_validate_shows() -> None:

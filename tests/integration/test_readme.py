@@ -14,6 +14,7 @@ from typing import Any
 
 import doc_text
 import pytest
+import yaml
 from doc_text import ROOT
 from in_process import CommandLine, pip_install, write_plugin, write_recipe
 
@@ -25,6 +26,7 @@ README = ROOT / "README.md"
 PLUGINS_PAGE = ROOT / "docs" / "plugins.md"
 SKETCHES_PAGE = ROOT / "docs" / "decisions" / "0001-contracts-tried-on-paper.md"
 SKETCHES = ("adalora", "lisa", "galore", "prompt-tuning", "side-network", "vera", "probe-then-tune")
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 STOPPED_AT = 7  # of 12 steps, in the middle of an epoch and between two draws of LISA
 STOPS = f"""
 
@@ -37,11 +39,13 @@ def adaptkit_step_end(run, record):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip has installed the plugins that the two pages show, and the sketches were copied."""
+    """A folder into which pip has installed the packages that the two pages show; what is no package was copied."""
     root = tmp_path_factory.mktemp("shown")
     for page in (README, PLUGINS_PAGE):
         site = pip_install(doc_text.write_files(page, root / page.stem), root)
     write_plugin(site, "adaptkit-sketches", "\n\n".join(doc_text.blocks(SKETCHES_PAGE, "python")) + STOPS)
+    alone = [block for block in doc_text.blocks(PLUGINS_PAGE, "python") if block.startswith("from adaptkit import")]
+    write_plugin(site, "adaptkit-shown", "\n\n".join(alone))
     return site
 
 
@@ -112,6 +116,43 @@ def test_the_longer_plugin_starts_from_the_data_and_saves_what_never_trains(cli:
     unknown = cli("validate", recipe, "strategy=pca-lora", "strategy.rank=3")
     assert unknown.code == 2
     assert "unknown key 'rank'" in unknown.stderr
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.usefixtures("_visible")
+def test_the_format_that_is_shown_is_told_from_its_columns(cli: CommandLine, recipe: Path, tmp_path: Path) -> None:
+    rows = [{"headline": "a film", "article": f"was {word}", "topic": word} for word in ("good", "bad")]
+    shown = cli("preview", recipe, f"data={{train: {write_rows(tmp_path / 'news.jsonl', rows)}}}")
+    assert (shown.code, shown.stderr) == (0, "")
+    assert "format headlined" in shown.stdout
+
+
+@pytest.mark.usefixtures("_visible")
+def test_the_task_the_optimizer_and_the_observer_that_are_shown_work(cli: CommandLine, tmp_path: Path) -> None:
+    one, two, other = {"text": "a film was good", "weight": 1}, {"text": "a film was good", "weight": 2}, "so dull"
+    rows = [two, {"text": other, "weight": 0.5}]
+    values = {
+        "model": {"name": "gpt2", "init": "random", "config": GPT, "tokenizer": {"vocab_size": 300}},
+        "task": "weighted-lm",
+        "data": {"train": write_rows(tmp_path / "train.jsonl", rows), "evaluation": str(tmp_path / "train.jsonl")},
+        "strategy": "full",
+        "training": {"epochs": 1, "compute": "fp32", "optimizer": "adagrad"},
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "weighted.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    trained = cli("run", path)
+    assert (trained.code, trained.stderr) == (0, "")
+    assert "Adagrad at learning rate" in trained.stdout
+    assert "run: loss " in trained.stdout
+    run = adaptkit.load(tmp_path / "run")
+    repeated = write_rows(tmp_path / "repeated.jsonl", [one, one, {"text": other, "weight": 0.5}])
+    assert run.evaluate(repeated)["loss"] == pytest.approx(run.metrics["eval/loss"])
+    assert run.predict([other])[0]["nats"] > 0
 
 
 @pytest.mark.usefixtures("_visible")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from chats import ANSWERS, CHATML, CHATML_TOKENS, DIALOGUE, STYLES, SYSTEM, tokenizer_of, tokenizer_with
 
-from adaptkit.data.chat import ChatTemplate, ChatText, TemplateRefusal, encode_chats
+from adaptkit.data.chat import ChatTemplate, ChatText, TemplateRefusal
 from adaptkit.data.chat_templates import choose_template
+from adaptkit.data.chat_tokens import encode_chats
 from adaptkit.errors import ModelError
 
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)
@@ -57,10 +59,11 @@ def test_what_comes_before_a_learned_answer_is_the_question_that_a_prediction_st
     chat = template_of(tokenizer)
     texts = chat.lessons(DIALOGUE, "assistant")
     starts = [text.text[:start] for text in texts for start, _ in text.learned]
-    assert starts == [chat.question(DIALOGUE[:1]).text, chat.question(DIALOGUE[:3]).text]
-    for start, text in zip(starts, texts if len(texts) > 1 else texts * 2, strict=True):
-        prompt = tokenizer(start, add_special_tokens=False)["input_ids"]
-        assert encode_chats([text], tokenizer)[0][0][: len(prompt)] == prompt
+    questions = [chat.question(DIALOGUE[:1]), chat.question(DIALOGUE[:3])]
+    assert starts == [question.text for question in questions]
+    for question, text in zip(questions, [texts[0], *chat.lessons(DIALOGUE, "last-assistant")], strict=True):
+        (prompt, _), (ids, _) = encode_chats([question, text], tokenizer)
+        assert ids[: len(prompt)] == prompt
 
 
 @pytest.mark.parametrize("style", WITH_SYSTEM)
@@ -132,6 +135,125 @@ def test_white_space_around_an_answer_is_learned_as_it_is_written(content: str) 
     (text,) = template_of(tokenizer).lessons([DIALOGUE[0], {"role": "assistant", "content": content}], "assistant")
     assert learned(text, tokenizer) == [content + "<|im_end|>"]
     assert [text.text[start:end] for start, end in text.learned] == [content + "<|im_end|>"]
+
+
+@pytest.mark.parametrize("content", [" It does.", "\nIt does.", "\n\n It does.", "\t"])
+@pytest.mark.parametrize("lead", ["", "\\n", ": ", "\\n\\n"])
+def test_an_answer_that_begins_with_white_space_follows_the_tokens_of_the_prompt(lead: str, content: str) -> None:
+    tokenizer = tokenizer_of("chatml")
+    template = CHATML.replace("'\\n' + message['content']", f"'{lead}' + message['content']")
+    chat = ChatTemplate(tokenizer, template.replace("assistant\\n", f"assistant{lead}"))
+    conversation = [DIALOGUE[0], {"role": "assistant", "content": content}, DIALOGUE[2], DIALOGUE[3]]
+    (text,) = chat.lessons(conversation, "assistant")
+    ((ids, _),) = encode_chats([text], tokenizer)
+    asked = tokenizer(chat.question(DIALOGUE[:1]).text)["input_ids"]
+    assert ids[: len(asked)] == asked
+    assert tokenizer.decode(ids) == text.text
+    assert learned(text, tokenizer) == [content + "<|im_end|>", ANSWERS[1] + "<|im_end|>"]
+
+
+def test_the_tokenizer_would_have_joined_the_white_space_of_an_answer_with_the_template_s() -> None:
+    tokenizer = tokenizer_of("chatml")
+    (text,) = template_of(tokenizer).lessons([DIALOGUE[0], {"role": "assistant", "content": "\n\nYes."}], "assistant")
+    ((ids, _),) = encode_chats([text], tokenizer)
+    assert ids != tokenizer(text.text)["input_ids"]
+
+
+def test_a_tokenizer_that_puts_a_space_in_front_of_each_text_gets_the_whole_of_it() -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    (text,) = template_of(tokenizer).lessons([DIALOGUE[0], {"role": "assistant", "content": "\n\nYes."}], "assistant")
+    ((ids, labels),) = encode_chats([text], tokenizer)
+    assert ids == tokenizer(text.text)["input_ids"]
+    assert labels[-1] == ids[-1]
+    for style in ("chatml", "mistral", "phi"):
+        tokenizer = tokenizer_of(style)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        (text,) = template_of(tokenizer).lessons(DIALOGUE, "assistant")
+        assert [answer.strip() for answer in learned(text, tokenizer)] == [
+            answer + STYLES[style].end for answer in ANSWERS
+        ]
+
+
+# -- how it is found -----------------------------------------------------------------------------------
+
+
+class CountedTokenizer:
+    """Counts the messages that a tokenizer renders."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.messages = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        return self.tokenizer(*texts, **options)
+
+    def apply_chat_template(self, messages: list[Any], **options: Any) -> Any:
+        self.messages += len(messages)
+        return self.tokenizer.apply_chat_template(messages, **options)
+
+
+def turn_by_turn(chat: ChatTemplate, messages: list[Any]) -> list[ChatText]:
+    """Returns what there is to learn by the definition: each answer in a rendering that ends with it."""
+    answers = []
+    for turn in (number for number, message in enumerate(messages, 1) if message["role"] == "assistant"):
+        text, start = chat.render(messages[:turn]), len(chat.render(messages[: turn - 1], ask=True))
+        end = text.rindex(chat.end_token) + len(chat.end_token)
+        answers.append(ChatText(text[:end], ((start, end),)))
+    if all(answers[-1].text.startswith(answer.text) for answer in answers):
+        return [ChatText(answers[-1].text, tuple(span for answer in answers for span in answer.learned))]
+    return answers
+
+
+CONTENTS = (
+    "It is.",
+    "  spaces  ",
+    "ends\n",
+    "<|im_end|>",
+    "</s>",
+    "user",
+    "assistant",
+    "<think>a</think>b",
+    "\\1 {0}",
+    "☃",
+)
+
+
+@EVERY_STYLE
+def test_answers_are_found_as_if_each_beginning_of_the_conversation_were_rendered(style: str) -> None:
+    chat = template_of(tokenizer_of(style))
+    generator = random.Random(style)
+    for _ in range(60):
+        messages = [
+            {"role": role, "content": generator.choice(CONTENTS)}
+            for _ in range(generator.randint(1, 5))
+            for role in ("user", "assistant")
+        ]
+        assert chat.lessons(messages, "assistant") == turn_by_turn(chat, messages)
+
+
+def test_speakers_may_take_turns_in_any_order() -> None:
+    chat = template_of(tokenizer_of("phi"))
+    generator = random.Random(0)
+    for _ in range(60):
+        roles = ["user", *generator.choices(["user", "assistant", "system"], k=6), "assistant"]
+        messages = [{"role": role, "content": generator.choice(CONTENTS)} for role in roles]
+        assert chat.lessons(messages, "assistant") == turn_by_turn(chat, messages)
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama", "mistral", "gemma"])
+def test_further_conversations_of_the_same_turns_are_rendered_once_each(style: str) -> None:
+    counted = CountedTokenizer(tokenizer_of(style))
+    chat = template_of(counted)
+    chat.lessons(DIALOGUE * 20, "assistant")
+    for conversation in (DIALOGUE * 20, DIALOGUE * 7):
+        counted.messages = 0
+        chat.lessons(conversation, "assistant")
+        assert counted.messages == len(conversation)
 
 
 # -- which template ------------------------------------------------------------------------------------

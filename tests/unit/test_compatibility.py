@@ -60,13 +60,27 @@ def test_an_unknown_family_is_left_for_later() -> None:
         (strategy(), {"family": "encoder-decoder"}, "the task 'sorting' does not work with encoder-decoder"),
         (strategy(tasks=frozenset({"chat"})), {}, "does not serve the task 'sorting'"),
         (strategy("nf4"), {"model": {"name": "base", "precision": "bf16"}}, "stores the base as nf4"),
-        (strategy(quantized_base=False), {"model": {"name": "base", "precision": "int8"}}, "cannot be stored as int8"),
+        (strategy(quantized_base=False), {"model": {"name": "base", "precision": "int8"}}, "on weights stored as int8"),
+        (
+            strategy(quantized_base=False, changes_base=True),
+            {"model": {"name": "base", "precision": "nf4"}},
+            "trains the base itself, which cannot be stored as nf4",
+        ),
         (strategy(gradient_checkpointing=False), {"training": {"gradient_checkpointing": True}}, "checkpointing"),
     ],
 )
 def test_what_does_not_fit_is_one_problem(made: Any, changes: dict[str, Any], part: str) -> None:
     (found,) = problems(made, **changes)
     assert part in found
+
+
+def test_a_task_that_writes_needs_a_strategy_under_which_a_model_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems(strategy(generates=False)) == []
+    writes = TaskCapabilities(families=frozenset({"encoder"}), generates=True)
+    monkeypatch.setattr(Task, "capabilities", writes)
+    assert problems(strategy()) == []
+    (found,) = problems(strategy(generates=False))
+    assert "writes texts" in found
 
 
 def test_all_problems_come_at_once() -> None:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from adaptkit.data.columns import Layout, select_columns
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, RecipeError
 from adaptkit.task import Row
 
 
@@ -85,7 +85,9 @@ def test_rows_that_lack_a_column_are_counted_and_the_first_is_named():
 
 
 def test_an_unknown_role_is_answered_with_the_known_ones():
-    problems = problems_of(rows({"text": "a", "label": 1}), {"lable": "label"}, optional=("text_pair",))
-    assert [problem.found for problem in problems] == ["the task has no role 'lable'"]
-    assert problems[0].allowed == "'text', 'label', 'text_pair'"
-    assert problems[0].fix == "did you mean 'label'?"
+    with pytest.raises(RecipeError) as caught:
+        select_columns(rows({"text": "a", "label": 1}), layout(optional=("text_pair",)), {"lable": "label"})
+    [problem] = caught.value.problems
+    assert problem.found == "the task has no role 'lable'"
+    assert problem.allowed == "'text', 'label', 'text_pair'"
+    assert problem.fix == "did you mean 'label'?"

@@ -128,6 +128,20 @@ def test_every_built_in_strategy_is_in_the_readme(registry: Registry) -> None:
     assert not [name for name in built_in if f"| `{name}` |" not in readme]
 
 
+def test_every_built_in_task_is_in_the_readme_and_has_a_recipe(registry: Registry) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    built_in = {name for name, entry in registry.tasks.items() if entry.distribution == "adaptkit-train"}
+    assert not [name for name in built_in if f"| `{name}` |" not in readme]
+    shown = [yaml.safe_load(block) for block in doc_text.blocks(ROOT / "docs" / "recipes.md", "yaml")]
+    tasks = [recipe.get("task") for recipe in shown]
+    assert built_in <= {task["name"] if isinstance(task, dict) else task for task in tasks}
+
+
+def test_every_recipe_is_listed() -> None:
+    listed = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert not [path.name for path in (ROOT / "recipes").glob("*.yaml") if f"({path.name})" not in listed]
+
+
 @pytest.mark.parametrize("table", ["movie-reviews", "speed"])
 def test_the_readme_has_a_place_for_what_is_measured(table: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

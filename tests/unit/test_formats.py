@@ -200,11 +200,28 @@ def test_an_unknown_format_is_answered_with_those_of_the_task() -> None:
 
 
 def test_an_unknown_role_is_answered_with_those_of_all_formats() -> None:
-    [problem] = problems(CHAT, {"q": "a"}, promt="q")
+    [problem] = problems(CHAT, {"q": "a"}, kind=RecipeError, promt="q")
     assert problem.found == "the task has no role 'promt'"
     assert problem.fix == "did you mean 'prompt'?"
-    [problem] = problems(CHAT, {"instruction": "a", "output": "b"}, form="alpaca", prompt="q")
+    [problem] = problems(CHAT, {"instruction": "a", "output": "b"}, kind=RecipeError, form="alpaca", prompt="q")
     assert problem.found == "the format alpaca has no role 'prompt'"
+
+
+def test_rows_that_another_task_reads_are_answered_with_that_task() -> None:
+    [problem] = problems(CHAT, {"text": "a", "label": "b"})
+    assert "task: text-classification" in problem.fix
+    found = problems(CLASSIFICATION, {"messages": [USER, ASSISTANT]})
+    assert all("task: sft" in problem.fix for problem in found)
+    [problem] = problems(CHAT, {"id": 7})
+    assert "add what is missing" in problem.fix
+    assert "task:" not in problem.fix
+
+
+def test_a_column_that_the_recipe_names_wrongly_is_what_is_wrong() -> None:
+    row = {"translation": {"en": "a", "es": "b"}}
+    [problem] = problems(SEQ2SEQ, row, source="translation.en", target="translation.fr")
+    assert problem.found == "there is no column 'translation.fr'"
+    assert pasted(problem) == {"columns": {"source": "translation.en", "target": "translation.es"}}
 
 
 def test_a_row_of_another_format_in_the_midst_is_named() -> None:
@@ -224,7 +241,7 @@ def test_a_row_of_another_format_in_the_midst_is_named() -> None:
         ({"instruction": "a", "output": "b", "input": 7}, "the input is the number 7, not a string"),
         ({"prompt": "a", "completion": " "}, "the completion has only white space"),
         ({"prompt": [], "completion": "b"}, "the prompt is a list, not a string"),
-        ({"conversations": "a"}, "conversations is a str, not a list"),
+        ({"conversations": "a"}, "conversations is a string, not a list"),
         ({"conversations": ["a"]}, "turn 1 is not an object with from and value"),
         ({"conversations": [{"from": "human"}]}, "turn 1 is not an object with from and value"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]}, "the value of turn 2 is"),
@@ -241,7 +258,7 @@ def test_what_a_format_cannot_read_is_named_with_its_row_and_a_fix(row: dict[str
 
 def test_every_row_that_cannot_be_read_is_reported() -> None:
     good, bad = {"instruction": "a", "output": "b"}, {"instruction": "a", "output": None}
-    assert [problem.where for problem in problems(CHAT, good, bad, good, bad)] == ["a.jsonl:2", "a.jsonl:4"]
+    assert [problem.where for problem in problems(CHAT, good, bad, good, bad)] == ["a.jsonl:2\na.jsonl:4"]
 
 
 def test_messages_under_the_column_of_sharegpt_are_recognised() -> None:

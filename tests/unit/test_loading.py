@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
@@ -36,13 +37,17 @@ def source(folder: Path) -> ModelSource:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_weights_are_stored_as_asked(precision: Precision, dtype: torch.dtype, tiny_bert: Path) -> None:
-    model, missing = load_model(AutoModel, source(tiny_bert), precision)
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    model, missing = load_model(AutoModel, source(tiny_bert), tiny.numerics(precision))
+    norms = {p for module in model.modules() if isinstance(module, torch.nn.LayerNorm) for p in module.parameters()}
+    assert {parameter.dtype for parameter in model.parameters() if parameter not in norms} == {dtype}
+    assert {parameter.dtype for parameter in norms} == {torch.float32}
     assert missing == []
 
 
 def test_a_new_head_is_reported_and_never_quantised(tiny_bert: Path) -> None:
-    model, missing = load_model(AutoModelForSequenceClassification, source(tiny_bert), "nf4", num_labels=2)
+    model, missing = load_model(
+        AutoModelForSequenceClassification, source(tiny_bert), tiny.numerics("nf4"), num_labels=2
+    )
     assert missing == ["classifier.bias", "classifier.weight"]
     packed = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert "bert.encoder.layer.0.attention.self.query" in packed
@@ -72,7 +77,7 @@ def test_weights_in_a_pickle_are_refused(base: Path) -> None:
     (base / "model.safetensors").unlink()
     for precision in ("fp32", "nf4"):
         with pytest.raises(ModelError, match="safetensors"):
-            load_model(AutoModel, source(base), precision)
+            load_model(AutoModel, source(base), tiny.numerics(precision))
 
 
 def test_code_beside_a_model_is_not_run(base: Path) -> None:
@@ -86,7 +91,7 @@ def test_code_beside_a_model_is_not_run(base: Path) -> None:
 
 
 def load(folder: Path) -> None:
-    load_model(AutoModel, source(folder), "fp32")
+    load_model(AutoModel, source(folder), tiny.numerics())
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -112,7 +117,7 @@ def test_a_base_that_lacks_weights_of_its_own_is_refused_not_filled_with_random_
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     for auto_class in (AutoModel, AutoModelForSequenceClassification):
         with pytest.raises(ModelError, match="weights of the base are not in its files") as error:
-            load_model(auto_class, source(base), "fp32")
+            load_model(auto_class, source(base), tiny.numerics())
         assert key in str(error.value)
 
 
@@ -120,7 +125,7 @@ def test_a_base_without_a_pooler_may_get_a_new_one(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
     save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
-    _, missing = load_model(AutoModelForSequenceClassification, source(base), "fp32")
+    _, missing = load_model(AutoModelForSequenceClassification, source(base), tiny.numerics())
     assert {name.rpartition(".")[0] for name in missing} == {"bert.pooler.dense", "classifier"}
 
 

@@ -58,6 +58,8 @@ def chosen(
         (Trains, False, None, "bf16", ("fp32", True)),
         (Packed, True, None, "auto", ("nf4", True)),
         (Packed, False, None, "auto", ("nf4", False)),
+        (Packed, True, None, "fp32", ("nf4", False)),
+        (Packed, False, None, "bf16", ("nf4", True)),
     ],
 )
 def test_what_a_recipe_leaves_open(

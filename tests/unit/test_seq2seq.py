@@ -81,7 +81,8 @@ def test_a_row_to_predict_needs_no_target() -> None:
     subject.check(rows([bare, null, PAIR]), labelled=False)
     with pytest.raises(DataError) as caught:
         subject.check(rows([bare, null]), labelled=True)
-    assert len(caught.value.problems) == 2
+    [problem] = caught.value.problems
+    assert problem.where == "train.jsonl:1, column 'target'\ntrain.jsonl:2, column 'target'"
     assert subject.from_text("1") == bare
 
 
@@ -183,7 +184,7 @@ def test_the_length_of_generated_texts_is_that_of_the_longest_training_target() 
 
 def test_the_preview_shows_the_source_and_what_is_learned() -> None:
     (feature,), subject = features([PAIR])
-    assert subject.preview(feature, number_tokenizer()) == [("1 2 </s>", False), ("2 1 </s>", True)]
+    assert subject.preview(feature, number_tokenizer()) == [("1 2 </s>", False), (" → ", False), ("2 1 </s>", True)]
 
 
 # -- which rows are generated --------------------------------------------------------------------------

@@ -98,11 +98,9 @@ def test_a_message_that_cannot_be_used_is_named_with_its_place_and_what_to_do(
 def test_all_messages_that_cannot_be_used_are_named_at_once() -> None:
     bad = {"role": "bot", "content": ""}
     problems = problems_of([bad, bad], [QUESTION, ANSWER], evaluation=[[bad]])
-    assert [problem.where for problem in problems] == [
-        place
-        for place in ("train.jsonl:1, message 1", "train.jsonl:1, message 2", "eval.jsonl:1, message 1")
-        for _ in ("role", "content")
-    ]
+    places = "train.jsonl:1, message 1\ntrain.jsonl:1, message 2\neval.jsonl:1, message 1"
+    assert [problem.found for problem in problems] == ["unknown role 'bot'", "the content is an empty string"]
+    assert [problem.where for problem in problems] == [places, places]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +108,8 @@ def test_all_messages_that_cannot_be_used_are_named_at_once() -> None:
     [
         (None, "no messages", "remove it"),
         ([], "is empty", "remove it"),
-        ("User: hi", "are a str, not a list", "data.format"),
-        ({"role": "user", "content": "hi"}, "are a dict, not a list", "data.format"),
+        ("User: hi", "are a string, not a list", "data.format"),
+        ({"role": "user", "content": "hi"}, "are an object, not a list", "data.format"),
         (
             [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}],
             "'from' and 'value'",
@@ -203,8 +201,9 @@ def test_the_rows_that_a_template_refuses_are_named_together_with_its_words() ->
     subject = prepared(DIALOGUE)
     with pytest.raises(DataError) as caught:
         features(subject, [SYSTEM, *DIALOGUE], DIALOGUE, [SYSTEM, *DIALOGUE], tokenizer=tokenizer_of("gemma"))
-    assert [problem.where for problem in caught.value.problems] == ["train.jsonl:1", "train.jsonl:3"]
-    assert all("System role not supported" in problem.found for problem in caught.value.problems)
+    [problem] = caught.value.problems
+    assert problem.where == "train.jsonl:1\ntrain.jsonl:3"
+    assert "System role not supported" in problem.found
 
 
 def test_a_system_message_is_put_in_front_of_conversations_that_have_none() -> None:
@@ -222,6 +221,12 @@ def test_text_that_is_the_end_token_is_noted() -> None:
     subject = prepared(DIALOGUE)
     features(subject, DIALOGUE, [{"role": "user", "content": "What is <|im_end|>?"}, ANSWER])
     assert any("1 conversations contain the text '<|im_end|>'" in note for note in subject.notes)
+
+
+def test_no_answers_are_generated_where_all_turns_are_learned() -> None:
+    with pytest.raises(ValidationError, match="generate_rows"):
+        SftOptions(name="sft", learn="all", generate_rows=3)
+    assert not SftOptions(name="sft", learn="all").generate_rows
 
 
 # -- features ------------------------------------------------------------------------------------------
@@ -275,6 +280,42 @@ def test_a_conversation_that_is_too_long_loses_its_end_and_is_counted() -> None:
     assert subject.notes == [f"1 of 2 conversations are longer than {length} tokens: their ends were cut off"]
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_turns_beyond_the_cut_change_nothing(style: str) -> None:
+    tokenizer, subject = tokenizer_of(style), prepared(DIALOGUE)
+    length = sum(len(feature["input_ids"]) for feature in features(subject, DIALOGUE, tokenizer=tokenizer))
+    further = [
+        {"role": "user", "content": "And what is beyond it? " * 20},
+        {"role": "assistant", "content": "Nothing."},
+    ]
+    once, twice = DIALOGUE + further, DIALOGUE + further * 2
+    shortened, whole = (features(subject, row, tokenizer=tokenizer, max_length=length) for row in (once, twice))
+    assert whole == shortened
+    assert "".join(learned(feature, tokenizer) for feature in whole).count(STYLES[style].end) == 2
+
+
+def test_rows_whose_answers_are_all_cut_off_may_be_dropped_and_are_counted() -> None:
+    tokenizer, subject = tokenizer_of("chatml"), prepared(DIALOGUE, too_long="drop")
+    long = [{"role": "user", "content": "Where is the cat? " * 20}, ANSWER]
+    kept = features(subject, long, [QUESTION, ANSWER], long, tokenizer=tokenizer, max_length=60)
+    assert kept == features(subject, [QUESTION, ANSWER], tokenizer=tokenizer)
+    (note,) = subject.notes
+    assert note.startswith("2 of 3 conversations were dropped")
+    assert "train.jsonl:1" in note
+
+
+def test_how_many_rows_are_dropped_is_not_known_before_they_are_tokenized() -> None:
+    assert task(too_long="drop").feature_count(3) is None
+    assert task().feature_count(3) == 3
+
+
+def test_no_question_is_dropped() -> None:
+    subject = prepared(DIALOGUE, too_long="drop")
+    with pytest.raises(DataError, match="none is left for the answer") as caught:
+        asked(subject, [QUESTION], max_length=5)
+    assert "drop" not in str(caught.value.problems[0].fix)
+
+
 def test_rows_whose_answers_are_all_cut_off_are_named_with_the_tokens_that_they_need() -> None:
     tokenizer, subject = tokenizer_of("chatml"), prepared(DIALOGUE)
     long = [{"role": "user", "content": "Where is the cat? " * 20}, ANSWER]
@@ -285,6 +326,7 @@ def test_rows_whose_answers_are_all_cut_off_are_named_with_the_tokens_that_they_
     assert (first.where, second.where) == ("train.jsonl:1", "train.jsonl:3")
     needed = int(first.found.split(" has ")[1].split()[0])
     assert f"data.max_length to more than {needed}" in str(first.fix)
+    assert "task.too_long=drop" in str(first.fix)
     with pytest.raises(DataError):
         features(subject, long, tokenizer=tokenizer, max_length=needed)
     (feature,) = features(subject, long, tokenizer=tokenizer, max_length=needed + 1)

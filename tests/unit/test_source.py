@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -36,7 +37,7 @@ def new(name: str, config: dict[str, Any], vocab_size: int = 400, **rest: Any) -
 def weights(source: ModelSource, seed: int, auto_class: Any = AutoModel) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return dict(load_model(auto_class, source, "fp32")[0].named_parameters())
+        return dict(load_model(auto_class, source, tiny.numerics())[0].named_parameters())
 
 
 # -- new weights -------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def test_only_positions_that_the_architecture_uses_count(name: str, pads: int, r
     source = new(name, {**SMALL, "max_position_embeddings": 40})
     length = max_length(recipe("full"), source)
     assert length == 40 - pads
-    model = load_model(AutoModelForMaskedLM, source, "fp32")[0]
+    model = load_model(AutoModelForMaskedLM, source, tiny.numerics())[0]
     model(input_ids=torch.full((1, length), 7))
 
 
@@ -152,7 +153,7 @@ def test_pretrained_weights_keep_their_shapes(tiny_bert: Path) -> None:
         with pytest.raises(ModelError, match="changes the shape of pretrained weights"):
             open_source(ModelSpec(name=str(tiny_bert), config=change))
     source = open_source(ModelSpec(name=str(tiny_bert), config={"hidden_dropout_prob": 0.5}))
-    model = load_model(AutoModelForSequenceClassification, source, "fp32")[0]
+    model = load_model(AutoModelForSequenceClassification, source, tiny.numerics())[0]
     assert {m.p for n, m in model.named_modules() if n.endswith("output.dropout")} == {0.5}
 
 
@@ -243,4 +244,4 @@ def test_random_weights_are_not_quantised(recipe: Any) -> None:
     made: Recipe = recipe("full")
     assert made.model.precision == "fp32"
     with pytest.raises(ModelError, match="random weights cannot be stored as nf4"):
-        load_model(AutoModel, new("bert", SMALL), "nf4")
+        load_model(AutoModel, new("bert", SMALL), tiny.numerics("nf4"))

@@ -168,7 +168,7 @@ def test_what_was_written_behind_a_sentinel_goes_into_its_place():
 def test_the_preview_shows_the_input_then_the_target_on_which_the_loss_falls():
     subject = task()
     varied = subject.vary(blocks(subject, TEXTS[0])[0], Random(0))
-    (read, off), (written, on) = subject.preview(varied, T5)
-    assert (off, on) == (False, True)
+    (read, off), arrow, (written, on) = subject.preview(varied, T5)
+    assert (off, arrow, on) == (False, (" → ", False), True)
     assert "<extra_id_0>" in read
     assert written.startswith("<extra_id_0>")

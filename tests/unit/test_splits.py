@@ -113,7 +113,7 @@ def test_a_group_that_rows_do_not_have_is_an_error() -> None:
     assert problem.found == "there is no column 'writer' to keep rows together by"
     assert problem.allowed == "'text', 'label', 'author'"
     found = problems(train=write("b.jsonl", [*rows(2, author="x"), *rows(2, author=None)]), test=0.5, group="author")
-    assert [problem.where for problem in found] == ["b.jsonl:3", "b.jsonl:4"]
+    assert [problem.where for problem in found] == ["b.jsonl:3\nb.jsonl:4"]
 
 
 def test_a_share_that_takes_no_row_is_an_error() -> None:

@@ -100,7 +100,7 @@ def test_what_was_learned_survives_json():
         (5, "the text is the number 5, not a string"),
         (0.5, "the text is the number 0.5, not a string"),
         (["a"], "the text is a list, not a string"),
-        ({"a": 1}, "the text is a dict, not a string"),
+        ({"a": 1}, "the text is an object, not a string"),
         ("", "the text is an empty string"),
         (" \t\n", "the text has only white space"),
         ("half \ud83d", "the text has half of a surrogate pair, which is no character"),
@@ -180,7 +180,7 @@ def test_everything_wrong_is_said_at_once_and_many_problems_are_counted():
         "eval.jsonl:1",
     ]
     problems = problems_of([*GOOD, *[{"text": "", "label": "pos"}] * 500])
-    assert problems[-1].found == "490 more problems"
+    assert problems[-1].where.splitlines()[-1] == "and 490 more"
 
 
 def test_every_row_needs_a_second_text_where_training_has_pairs():

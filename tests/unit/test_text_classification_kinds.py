@@ -225,7 +225,7 @@ def test_a_prediction_is_in_the_unit_of_the_labels() -> None:
         (None, "the label is null"),
         (float("nan"), "the label is null"),
         (float("inf"), "the label is inf"),
-        (True, "the label is a bool, not a number"),
+        (True, "the label is true, not a number"),
         ("good", "the label is 'good', not a number"),
         ("1,5", "the label is '1,5', not a number"),
         ([1.0], "the label is a list, not a number"),

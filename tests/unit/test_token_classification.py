@@ -108,9 +108,9 @@ def test_what_was_learned_survives_json() -> None:
 @pytest.mark.parametrize(
     ("row", "found", "column"),
     [
-        ({"tokens": ["a", "b"], "tags": ["NN"]}, "there are 1 tag(s), but 2 token(s)", "tags"),
+        ({"tokens": ["a", "b"], "tags": ["NN"]}, "the numbers of tokens (2) and tags (1) differ", "tags"),
         ({"tokens": None, "tags": ["NN"]}, "the tokens are null", "tokens"),
-        ({"tokens": "a b", "tags": ["NN", "NN"]}, "the tokens are a str, not a list", "tokens"),
+        ({"tokens": "a b", "tags": ["NN", "NN"]}, "the tokens are a string, not a list", "tokens"),
         ({"tokens": [], "tags": []}, "the list of tokens is empty", "tokens"),
         ({"tokens": ["a", ""], "tags": ["NN", "NN"]}, "token 2 is an empty string", "tokens"),
         ({"tokens": ["a", " \t"], "tags": ["NN", "NN"]}, "token 2 has only white space", "tokens"),
@@ -118,7 +118,7 @@ def test_what_was_learned_survives_json() -> None:
         ({"tokens": ["a", 5], "tags": ["NN", "NN"]}, "token 2 is the number 5, not a string", "tokens"),
         ({"tokens": ["a"], "tags": None}, "the tags are null", "tags"),
         ({"tokens": ["a"]}, "the tags are null", "tags"),
-        ({"tokens": ["a"], "tags": "NN"}, "the tags are a str, not a list", "tags"),
+        ({"tokens": ["a"], "tags": "NN"}, "the tags are a string, not a list", "tags"),
         ({"tokens": ["a"], "tags": [None]}, "tag 1 is null", "tags"),
         ({"tokens": ["a"], "tags": [""]}, "tag 1 is an empty string", "tags"),
         ({"tokens": ["a"], "tags": [1.5]}, "tag 1 is the number 1.5", "tags"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaptkit.data.problems import is_missing, text_problem
 from adaptkit.errors import Problem
 from adaptkit.task import Row
-from adaptkit.tasks._examples import is_missing, text_problem
 from adaptkit.tasks.classification.target import Example, Target
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from adaptkit.data.problems import is_missing
 from adaptkit.errors import DataError
-from adaptkit.tasks._examples import is_missing
 from adaptkit.tasks.classification.regression import as_number
 from adaptkit.tasks.classification.target import TRAIN, Kind
 

@@ -27,7 +27,8 @@ class MultiLabel(NamedTarget):
     def problem(self, value: Any) -> tuple[str, str] | None:
         """Returns what is wrong with the labels of one row."""
         if not isinstance(value, list):
-            return f"is {value!r}, not a list", 'write a list of strings, ["a", "b"], also where there is one or none'
+            fix = 'write a list of strings, ["a", "b"], also where there is one or none; or set task.kind to single'
+            return f"is {value!r}, not a list", fix
         for name in value:
             found = name_problem(name)
             if found:
@@ -45,6 +46,10 @@ class MultiLabel(NamedTarget):
     def encode(self, label: tuple[str, ...]) -> list[float]:
         """Returns 1 for each output that is a name of the row, else 0."""
         return [float(name in label) for name in self.outputs]
+
+    def show(self, encoded: Sequence[float]) -> str:
+        """Returns the names."""
+        return ", ".join(name for name, given in zip(self.outputs, encoded, strict=True) if given) or "no label"
 
     def collate(self, labels: Sequence[JSON]) -> Tensor:
         """Returns float32 zeros and ones ``(batch, labels)``, -100 in every place where a row has none."""

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adaptkit.data.problems import kind_of
 from adaptkit.errors import Problem
 from adaptkit.strategy import JSON
 from adaptkit.task import Best
@@ -38,10 +39,13 @@ class Regression(Target):
     def problem(self, value: Any) -> tuple[str, str] | None:
         """Returns what is wrong with a number."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return f"is a {type(value).__name__}, not a number", "write a number"
+            return f"is {kind_of(value)}, not a number", "write a number"
         number = as_number(value)
         if number is None:
-            return f"is {value!r}, not a number", "write a number, with a point before the decimals"
+            return (
+                f"is {value!r}, not a number",
+                "write a number, with a point before the decimals; names of classes go with task.kind: single",
+            )
         return None if math.isfinite(number) else (f"is {value!r}", "write a finite number, or remove the row")
 
     def parse(self, value: Any) -> float:
@@ -80,6 +84,10 @@ class Regression(Target):
     def encode(self, label: float) -> float:
         """Returns how many standard deviations a label lies above the mean."""
         return (label - self.mean) / self.deviation
+
+    def show(self, encoded: float) -> str:
+        """Returns the number that a row has."""
+        return f"{encoded * self.deviation + self.mean:.4g}"
 
     def collate(self, labels: Sequence[JSON]) -> Tensor:
         """Returns float32 ``(batch,)``, NaN where a row has none."""

@@ -50,6 +50,10 @@ class SingleLabel(NamedTarget):
         """Returns the index of the output."""
         return self.outputs.index(label)
 
+    def show(self, encoded: int) -> str:
+        """Returns the name."""
+        return self.outputs[encoded]
+
     def collate(self, labels: Sequence[JSON]) -> Tensor:
         """Returns int64 indices ``(batch,)``, -100 where a row has none."""
         import torch

@@ -102,6 +102,10 @@ class Target(ABC):
         """Returns the label that `collate` takes."""
 
     @abstractmethod
+    def show(self, encoded: Any) -> str:
+        """Returns, for a person, the label that `encode` gave."""
+
+    @abstractmethod
     def collate(self, labels: Sequence[JSON]) -> Tensor:
         """Returns the labels of a batch, ``(batch, …)``; None: the row has none."""
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from adaptkit.data.problems import is_missing, kind_of, text_problem
 from adaptkit.errors import Problem
 from adaptkit.task import Row
-from adaptkit.tasks._examples import is_missing, name_problem, text_problem
+from adaptkit.tasks._examples import name_problem
 
 Check: TypeAlias = Callable[[Any], tuple[str, str] | None]
 
@@ -51,7 +52,7 @@ def read_sentences(
             "tags": _list_problem("tag", tags, '["DT", "JJ", "NN"]', name_problem) if tagged else None,
         }
         if tagged and not any(checks.values()) and len(tags) != len(tokens):
-            found = f"there are {len(tags):,} tag(s), but {len(tokens):,} token(s)"
+            found = f"the numbers of tokens ({len(tokens):,}) and tags ({len(tags):,}) differ"
             checks["tags"] = (found, "give every token one tag, or remove the row")
         for role, check in checks.items():
             if check:
@@ -67,7 +68,7 @@ def _list_problem(noun: str, value: Any, example: str, check: Check) -> tuple[st
     if is_missing(value):
         return f"the {noun}s are null", f"write a list, such as {example}, or remove the row"
     if not isinstance(value, list):
-        return f"the {noun}s are a {type(value).__name__}, not a list", f"write a list, such as {example}"
+        return f"the {noun}s are {kind_of(value)}, not a list", f"write a list, such as {example}"
     if not value:
         return f"the list of {noun}s is empty", "remove the row"
     for number, element in enumerate(value, 1):

@@ -1,0 +1,149 @@
+"""What every recipe gives: run as its first lines say, measured on rows that it has not seen.
+
+    python -m benchmarks recipes [NAME …] [--write]
+
+Finished runs are kept in runs/ and are not run again, so that it can be stopped and continued. With --write the
+tables of the recipes that were named go into recipes/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adaptkit.artifact.folder import RunFolder, write_json
+from adaptkit.artifact.run import load
+from adaptkit.comparison import Result, measure, run_apart
+from adaptkit.registry import load_registry
+from adaptkit.runner import resolve
+from benchmarks.report import machine, markdown_table, replace_block
+
+DOCUMENT = Path("recipes/README.md")
+RESULTS = Path("benchmarks/results/recipes.json")
+HIDDEN = ("loss", "matthews_correlation", "macro_f1")  # they tell nothing here that another figure does not
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a recipe.
+
+    Attributes:
+        overrides: ``key=value``.
+        suffix: Of the output folder that the recipe names.
+    """
+
+    overrides: tuple[str, ...] = ()
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a variant gave.
+
+    Attributes:
+        recipe: Name of the file.
+        variant: Its overrides, or what was measured in place of a run.
+        result: Figures of the finished run; of a base before the training only the metrics.
+    """
+
+    recipe: str
+    variant: str
+    result: Result | None
+    metrics: dict[str, float]
+
+
+PLAIN = Variant()
+
+
+def strategies(*names: str) -> tuple[Variant, ...]:
+    """Returns a variant a strategy, each with its own defaults."""
+    return tuple(Variant((f"strategy={name}",), f"-{name}") for name in names)
+
+
+SCRATCH = Variant(("model.init=random",), "-scratch")
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "spam": (PLAIN,),
+    "pos-tagging": (PLAIN, *strategies("full", "qlora", "last-layers", "prefix-tuning", "linear-probe")),
+    "shakespeare": (PLAIN, *strategies("qlora", "full", "last-layers", "prefix-tuning")),
+    "chitchat": (PLAIN,),
+    "pretrain-bert": (PLAIN,),
+    "finetune-bert": (
+        PLAIN,
+        SCRATCH,
+        Variant(("strategy=linear-probe",), "-probe"),
+        Variant(("strategy=linear-probe", "model.init=random"), "-probe-scratch"),
+    ),
+    "pretrain-gpt": (PLAIN,),
+    "pretrain-t5": (PLAIN,),
+    "translate": (PLAIN, SCRATCH),
+    "pronounce": (PLAIN,),
+}
+WITH_BASE = ("shakespeare", "chitchat")  # a language model can do the task before the training
+
+
+def main(arguments: list[str]) -> None:
+    """Runs, prints the tables, and with --write puts them into recipes/README.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks recipes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--write", action="store_true", help=f"replace the tables in {DOCUMENT}")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.names) - VARIANTS.keys()):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for name in options.names or VARIANTS:
+        measured = list(run_recipe(name))
+        table = markdown_table(*rows(measured))
+        print(f"{name}\n{table}\n")
+        if options.write:
+            kept[name] = {"machine": machine(), "runs": [asdict(one) for one in measured]}
+            write_json(RESULTS, kept)
+            replace_block(name, f"{table}\n\n{machine()}; `python -m benchmarks recipes {name} --write`.", DOCUMENT)
+
+
+def run_recipe(name: str) -> Iterator[Measured]:
+    """Yields what each variant of a recipe gives, in their order; the base, where it can be asked, first."""
+    file = f"recipes/{name}.yaml"
+    for variant in VARIANTS[name]:
+        output = resolve(file, variant.overrides, load_registry()).output + variant.suffix
+        folder = RunFolder(Path(output))
+        if not folder.results.is_file():
+            print(f"running {name}{variant.suffix}", flush=True)
+            run_apart(file, [*variant.overrides, f"output={output}"], folder)
+        if name in WITH_BASE:
+            yield Measured(name, f"base of `{_words(folder)}`, before", None, _before(folder))
+        result = measure(folder)
+        yield Measured(name, f"`{' '.join(variant.overrides) or _words(folder)}`", result, result.metrics)
+
+
+def rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Returns a table: a header, and one row a variant."""
+    names = [name for name in measured[-1].metrics if name not in HIDDEN] or ["loss"]
+    header = ["", *(name.replace("_", " ") for name in names), "trainable", "peak memory", "seconds"]
+    return header, [[one.variant, *(_figure(one.metrics[name]) for name in names), *_cost(one)] for one in measured]
+
+
+def _before(folder: RunFolder) -> dict[str, float]:
+    """Returns the figures of the base alone, measured once and kept beside the run."""
+    file = folder.path / "before.json"
+    if not file.is_file():
+        write_json(file, load(folder.path).unadapted().evaluate())
+    figures: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    return figures
+
+
+def _words(folder: RunFolder) -> str:
+    return load(folder.path).recipe.strategy.name
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _cost(one: Measured) -> list[str]:
+    if one.result is None:
+        return ["", "", ""]
+    memory = f"{one.result.peak_memory_bytes / 2**30:.2f} GiB"
+    return [f"{one.result.trainable_parameters:,}", memory, f"{one.result.seconds:.0f}"]
