@@ -65,8 +65,9 @@ def load_model(
         )
     missing = _absent(report)
     _check_whole(spec, model, report)
-    _keep_gradients_after_evaluation(model)
-    _with_whole_norms(model)
+    if numerics.quantized:
+        _keep_gradients_after_evaluation(model)
+        _keep_norms_whole(model)
     if source.new_tokens is not None:
         extend(model, source.new_tokens)
     return model, missing
@@ -90,7 +91,7 @@ def _new_model(auto_class: Any, source: ModelSource, config: Any, numerics: Nume
 
     with as_model_error(source.spec), quiet_transformers():
         model: nn.Module = auto_class.from_config(config, dtype=torch.float32)
-    return _with_whole_norms(model.to(numerics.storage_dtype))
+    return model.to(numerics.storage_dtype)
 
 
 def _quantization(auto_class: Any, spec: ModelSpec, numerics: Numerics, config: Any) -> Any:
@@ -169,17 +170,17 @@ def _keep_gradients_after_evaluation(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _with_whole_norms(model: nn.Module) -> nn.Module:
-    """Returns the model, its layer norms in fp32 whatever the rest is stored in.
+def _keep_norms_whole(model: nn.Module) -> None:
+    """Stores layer norms in fp32, as QLoRA does.
 
-    Their output has the dtype of their input, while in bf16 they take no fp32 input on a CPU, and adapters give one.
+    Their output has the dtype of their input. In bf16 they take no fp32 input on a CPU, and PEFT's layers on quantised
+    ones give one there.
     """
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.float()
-    return model
 
 
 @contextmanager
