@@ -58,16 +58,18 @@ class Measured:
 PLAIN = Variant()
 
 
-def strategies(*names: str) -> tuple[Variant, ...]:
-    """Returns a variant a strategy, each with its own defaults."""
-    return tuple(Variant((f"strategy={name}",), f"-{name}") for name in names)
+def strategies(*names: str, **rates: str) -> tuple[Variant, ...]:
+    """Returns a variant a strategy, with its own defaults, or with a learning rate."""
+    own = [Variant((f"strategy={name}",), f"-{name}") for name in names]
+    named = [(name.replace("_", "-"), f"training.learning_rate={rate}") for name, rate in rates.items()]
+    return (*own, *(Variant((f"strategy={name}", rate), f"-{name}") for name, rate in named))
 
 
 SCRATCH = Variant(("model.init=random",), "-scratch")
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "spam": (PLAIN,),
     "pos-tagging": (PLAIN, *strategies("full", "qlora", "last-layers", "prefix-tuning", "linear-probe")),
-    "shakespeare": (PLAIN, *strategies("qlora", "full", "last-layers", "prefix-tuning")),
+    "shakespeare": (PLAIN, *strategies(qlora="2e-3", full="1e-4", last_layers="2e-4", prefix_tuning="5e-3")),
     "chitchat": (PLAIN,),
     "pretrain-bert": (PLAIN,),
     "finetune-bert": (
@@ -92,12 +94,12 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - VARIANTS.keys()):
         parser.error(f"unknown: {', '.join(unknown)}")
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for name in options.names or VARIANTS:
         measured = list(run_recipe(name))
         table = markdown_table(*rows(measured))
         print(f"{name}\n{table}\n")
         if options.write:
+            kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
             kept[name] = {"machine": machine(), "runs": [asdict(one) for one in measured]}
             write_json(RESULTS, kept)
             replace_block(name, f"{table}\n\n{machine()}; `python -m benchmarks recipes {name} --write`.", DOCUMENT)
