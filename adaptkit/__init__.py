@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from adaptkit.artifact.run import Run, load
     from adaptkit.errors import AdaptkitError
     from adaptkit.format import Format
-    from adaptkit.hookspecs import RunInfo, StepRecord, hookimpl
+    from adaptkit.hookspecs import RunInfo, StepRecord, Tracker, hookimpl
+    from adaptkit.metric import TextMetric
     from adaptkit.recipe import Recipe
     from adaptkit.runner import run
     from adaptkit.strategy import AdaptContext, Capabilities, FeaturePoint, Strategy, StrategyOptions
@@ -40,6 +41,8 @@ _HOMES = {
     "StrategyOptions": "adaptkit.strategy",
     "Task": "adaptkit.task",
     "TaskOptions": "adaptkit.task",
+    "TextMetric": "adaptkit.metric",
+    "Tracker": "adaptkit.hookspecs",
     "hookimpl": "adaptkit.hookspecs",
     "load": "adaptkit.artifact.run",
     "run": "adaptkit.runner",
@@ -63,6 +66,8 @@ __all__ = [
     "StrategyOptions",
     "Task",
     "TaskOptions",
+    "TextMetric",
+    "Tracker",
     "hookimpl",
     "load",
     "run",

@@ -13,13 +13,14 @@ from pydantic.errors import PydanticUndefinedAnnotation
 
 from adaptkit.errors import did_you_mean
 from adaptkit.format import Format
+from adaptkit.metric import TextMetric
 from adaptkit.recipe import Options, StrategyOptions, TaskOptions
 from adaptkit.strategy import Capabilities, LazyOptions, Strategy
 from adaptkit.task import Task, TaskCapabilities
 
 __all__ = ["Kind", "contract_faults", "hook_faults"]
 
-Kind: TypeAlias = Literal["strategy", "task", "format", "optimizer"]
+Kind: TypeAlias = Literal["strategy", "task", "format", "metric", "optimizer", "tracker"]
 
 # With one prefix at most: peft:ia3.
 NAME = re.compile(r"([a-z0-9][a-z0-9-]*:)?[a-z0-9][a-z0-9-]*")
@@ -38,6 +39,7 @@ _CONTRACTS: dict[Kind, _Contract] = {
     "strategy": _Contract(Strategy, StrategyOptions, {"capabilities": Capabilities}),
     "task": _Contract(Task, TaskOptions, {"capabilities": TaskCapabilities, "roles": tuple}),
     "format": _Contract(Format, None, {"gives": tuple, "roles": tuple, "label_roles": tuple, "optional_roles": tuple}),
+    "metric": _Contract(TextMetric, None),
 }
 
 
@@ -47,7 +49,7 @@ def contract_faults(kind: Kind, name: Any, value: Any) -> list[str]:
     Args:
         kind: What it was registered as.
         name: What a recipe is to call it, whatever type the plugin gave it.
-        value: The class of a strategy, task or format, the factory of an optimizer.
+        value: The class of a strategy, task, format or metric, the factory of an optimizer or tracker.
     """
     label = f"{kind} {getattr(value, '__qualname__', value)}"
     contract = _CONTRACTS.get(kind)

@@ -15,15 +15,16 @@ takes only the arguments that it uses. Importing this module imports nothing hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
     from adaptkit.format import Format
+    from adaptkit.metric import TextMetric
     from adaptkit.recipe import Recipe
     from adaptkit.strategy import JSON, Strategy
     from adaptkit.task import Task
@@ -78,6 +79,16 @@ class RunInfo:
     state: dict[str, JSON] = field(default_factory=dict)
 
 
+class Tracker(Protocol):
+    """Shows the figures of one run. One that raises is left out for the rest of the run."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the figures of an optimizer step (``train/...``) or of an evaluation after it (``eval/...``)."""
+
+    def close(self) -> None:
+        """Called once, when the run is over or interrupted."""
+
+
 class Registration:
     """Called once, when plugins are loaded, before the recipe is read. No implementation imports torch here."""
 
@@ -100,6 +111,14 @@ class Registration:
         ``groups`` are torch parameter groups with their ``lr`` and ``weight_decay``; ``settings`` is the
         recipe's `TrainingSpec`.
         """
+
+    @hookspec
+    def adaptkit_register_metrics(self, register: Callable[[type[TextMetric]], None]) -> None:
+        """Offers figures over pairs of texts: call ``register(cls)`` for each."""
+
+    @hookspec
+    def adaptkit_register_trackers(self, register: Callable[[str, Callable[[RunInfo], Tracker]], None]) -> None:
+        """Offers trackers: ``register(name, factory)``; ``factory(run)`` is called when a run that names it begins."""
 
 
 class Events:

@@ -24,7 +24,14 @@ from adaptkit.hookspecs import Events, Registration
 
 GROUP = "adaptkit"
 DISTRIBUTION = "adaptkit-train"
-BUILTIN_PLUGINS = ("adaptkit.strategies", "adaptkit.tasks", "adaptkit.formats", "adaptkit.training.optim")
+BUILTIN_PLUGINS = (
+    "adaptkit.strategies",
+    "adaptkit.tasks",
+    "adaptkit.formats",
+    "adaptkit.metrics",
+    "adaptkit.training.optim",
+    "adaptkit.reporting.tracking",
+)
 DISABLE_VARIABLE = "ADAPTKIT_DISABLE_PLUGINS"
 
 Names: TypeAlias = Mapping[Kind, tuple[str, ...]]
@@ -206,14 +213,16 @@ def _collect(manager: pluggy.PluginManager, offers: list[Offer]) -> None:
     def register_class(kind: Kind) -> Callable[[type[Any]], None]:
         return lambda cls: offers.append(Offer(kind, getattr(cls, "name", None), cls))
 
-    def register_optimizer(name: str, factory: Callable[..., Any]) -> None:
-        offers.append(Offer("optimizer", name, factory))
+    def register_factory(kind: Kind) -> Callable[[str, Callable[..., Any]], None]:
+        return lambda name, factory: offers.append(Offer(kind, name, factory))
 
     registers: dict[str, Callable[..., None]] = {
         "adaptkit_register_strategies": register_class("strategy"),
         "adaptkit_register_tasks": register_class("task"),
         "adaptkit_register_formats": register_class("format"),
-        "adaptkit_register_optimizers": register_optimizer,
+        "adaptkit_register_metrics": register_class("metric"),
+        "adaptkit_register_optimizers": register_factory("optimizer"),
+        "adaptkit_register_trackers": register_factory("tracker"),
     }
     for hook, register in registers.items():
         try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_args
 
 from adaptkit.contracts import Kind
-from adaptkit.errors import PluginError, Problem, RecipeError, did_you_mean
+from adaptkit.errors import AdaptkitError, PluginError, Problem, RecipeError, did_you_mean
 from adaptkit.format import Format
-from adaptkit.hookspecs import Events, RunInfo
+from adaptkit.hookspecs import Events, RunInfo, Tracker
+from adaptkit.metric import TextMetric
 from adaptkit.plugins import (
     BUILTIN_PLUGINS,
     DISABLE_VARIABLE,
@@ -22,7 +23,7 @@ from adaptkit.plugins import (
     load_plugins,
     removal,
 )
-from adaptkit.recipe import StrategyOptions, TaskOptions
+from adaptkit.recipe import Recipe, StrategyOptions, TaskOptions
 from adaptkit.strategy import Strategy
 from adaptkit.task import Task
 
@@ -49,7 +50,7 @@ class Entry(Generic[T]):
     """What a name stands for.
 
     Attributes:
-        value: The class of a strategy, task or format, the factory of an optimizer.
+        value: The class of a strategy, task, format or metric, the factory of an optimizer or tracker.
         distribution: Where it came from.
         version: Of the distribution.
         module: In which it is defined.
@@ -69,7 +70,9 @@ class Registry:
         unavailable: Names of strategies that are known and cannot be chosen, with the reason.
         tasks: Name to the class of a task.
         formats: Name to the class of a dataset format.
+        metrics: Name to the class of a text metric.
         optimizers: Name to the factory of an optimizer, called with parameter groups and settings.
+        trackers: Name to the factory of a tracker, called with the run.
         plugins: Every plugin that is installed and has no fault, disabled ones included.
         failures: What is wrong with the others; two plugins that share a name have one each.
     """
@@ -81,7 +84,9 @@ class Registry:
         self.unavailable = {name: reason for name, entry in known.items() if (reason := entry.value.unavailable)}
         self.tasks: Mapping[str, Entry[type[Task[Any]]]] = entries["task"]
         self.formats: Mapping[str, Entry[type[Format]]] = entries["format"]
+        self.metrics: Mapping[str, Entry[type[TextMetric]]] = entries["metric"]
         self.optimizers: Mapping[str, Entry[Callable[..., Any]]] = entries["optimizer"]
+        self.trackers: Mapping[str, Entry[Callable[[RunInfo], Tracker]]] = entries["tracker"]
         self.plugins: tuple[PluginInfo, ...] = (*(plugin.info for plugin in loaded.plugins), *loaded.disabled)
         self.failures: tuple[PluginFailure, ...] = (*loaded.failures, *clashes)
         self._loaded = loaded.plugins
@@ -101,6 +106,12 @@ class Registry:
         """Returns the class of a task; raises as `strategy` does."""
         return self._find("task", self.tasks, name)
 
+    def make_task(self, options: TaskOptions) -> Task[Any]:
+        """Returns a new task that can find text metrics by name; raises as `strategy` does."""
+        task = self.task(options.name)(options)
+        task.text_metric = self.metric
+        return task
+
     def format_classes(self) -> dict[str, type[Format]]:
         """Returns every dataset format, by name."""
         return {name: entry.value for name, entry in self.formats.items()}
@@ -109,6 +120,14 @@ class Registry:
         """Returns the factory of an optimizer; raises as `strategy` does."""
         return self._find("optimizer", self.optimizers, name)
 
+    def metric(self, name: str) -> type[TextMetric]:
+        """Returns the class of a text metric; raises as `strategy` does."""
+        return self._find("metric", self.metrics, name)
+
+    def tracker(self, name: str) -> Callable[[RunInfo], Tracker]:
+        """Returns the factory of a tracker; raises as `strategy` does."""
+        return self._find("tracker", self.trackers, name)
+
     def strategy_options(self, name: str) -> type[StrategyOptions]:
         """Returns the options of a strategy; raises as `strategy` does."""
         return self.strategy(name).Options
@@ -116,6 +135,19 @@ class Registry:
     def task_options(self, name: str) -> type[TaskOptions]:
         """Returns the options of a task; raises as `strategy` does."""
         return self.task(name).Options
+
+    def unknown_names(self, recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], AdaptkitError]]:
+        """Yields where a recipe names an optimizer, a text metric or a tracker that there is not, and the error."""
+        looked_up: list[tuple[tuple[str | int, ...], Callable[[str], Any], str]] = [
+            (("training", "optimizer"), self.optimizer, recipe.training.optimizer),
+            *((("task", "metrics", i), self.metric, name) for i, name in enumerate(recipe.task.text_metrics())),
+            *((("trackers", i), self.tracker, name) for i, name in enumerate(recipe.trackers)),
+        ]
+        for path, look_up, name in looked_up:
+            try:
+                look_up(name)
+            except AdaptkitError as error:
+                yield path, error
 
     def fire(self, event: str, **arguments: Any) -> None:
         """Calls an event hook of every plugin, of all of them even if some raise.

@@ -139,9 +139,10 @@ def resolve(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence
 
 def choose(recipe: Recipe, registry: Registry) -> tuple[Strategy[Any], Task[Any]]:
     """Returns the strategy and the task that a recipe names."""
-    registry.optimizer(recipe.training.optimizer)
+    for _, error in registry.unknown_names(recipe):
+        raise error
     strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)
-    return strategy, registry.task(recipe.task.name)(recipe.task)
+    return strategy, registry.make_task(recipe.task)
 
 
 def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Registry) -> Splits:

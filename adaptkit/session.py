@@ -21,6 +21,7 @@ from adaptkit.registry import Registry
 from adaptkit.reporting.metrics_log import MetricsLog
 from adaptkit.reporting.preview import preview_lines
 from adaptkit.reporting.progress import ProgressReport
+from adaptkit.reporting.tracking import Trackers
 from adaptkit.reporting.usage import folder_bytes, peak_memory_bytes
 from adaptkit.strategy import Strategy
 from adaptkit.task import Splits, Task
@@ -84,6 +85,8 @@ class Session:
             PluginError: An observer raised; a checkpoint is saved.
             TrainingError: The run cannot learn.
         """
+        chosen = {name: self.registry.tracker(name) for name in self.recipe.trackers}
+        self._trackers = Trackers(chosen, self.info, self._print)
         with self.console.status("tokenizing the rows"):
             self._prepare()
         self._show()
@@ -206,19 +209,24 @@ class Session:
                         self._stop(signals.received)
         finally:
             self._progress.close()
+            self._trackers.close()
         if self.best.should_stop:
             self._print(f"stopped early: no better evaluation since step {self.best.step}")
 
     def _after(self, record: StepRecord) -> None:
         """Reports, evaluates and saves after a step, each where it is due."""
         values = asdict(record)
-        self._log.write(values.pop("step"), {f"train/{name}": value for name, value in values.items()})
+        self._record(values.pop("step"), {f"train/{name}": value for name, value in values.items()})
         self._progress.step(record)
         self._observe("adaptkit_step_end", record=record)
         if self.prepared.evaluation and self._due(self._evaluate_every):
             self._evaluate()
         if self._due(self._save_every) or self.best.step == self.job.step:
             self._save()
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        self._log.write(step, values)
+        self._trackers.log(step, values)
 
     def _due(self, every: int) -> bool:
         return self.job.step % every == 0 or self.job.step == self.job.total_steps
@@ -232,7 +240,7 @@ class Session:
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._check_finite(metrics)
         better = self.best.update(job.step, figures)
-        self._log.write(job.step, metrics)
+        self._record(job.step, metrics)
         self._progress.evaluated(job.step, metrics, best=better)
         self._observe("adaptkit_evaluated", metrics=metrics)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -21,6 +21,7 @@ from adaptkit.strategy import JSON, Family
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.metric import TextMetric
     from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec, Precision
@@ -152,6 +153,7 @@ class Task(ABC, Generic[OptionsT]):
         best: The figure that chooses the best checkpoint; one that depends on the rows is set in `prepare` and
             `load_state`.
         notes: What a person should know of the data although nothing is wrong (texts that were cut …).
+        text_metric: Returns the text metric of a name, or raises what a person must know; set by the framework.
     """
 
     name: ClassVar[str]
@@ -163,6 +165,7 @@ class Task(ABC, Generic[OptionsT]):
     echoed_roles: ClassVar[tuple[str, ...]] = ()
     peft_task_type: ClassVar[str | None] = None
     best: Best = Best("loss", higher_is_better=False)
+    text_metric: Callable[[str], type[TextMetric]]
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

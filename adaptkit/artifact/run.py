@@ -57,7 +57,7 @@ class Run:
         self.recipe: Recipe = parse_recipe(self._record["recipe"], resolver=self._registry)
         self.strategy: Strategy[Any] = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
         self.results: dict[str, Any] = _read_json(RunFolder(directory).results) or {}
-        self.task: Task[Any] = self._registry.task(self.recipe.task.name)(self.recipe.task)
+        self.task: Task[Any] = self._registry.make_task(self.recipe.task)
         self.task.load_state(self._record["task_state"])
 
     def __repr__(self) -> str:

@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from adaptkit.registry import Entry, Registry
     from adaptkit.task import Splits, Task
 
-PLURALS = {"strategy": "strategies", "task": "tasks", "format": "formats", "optimizer": "optimizers"}
-
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (validate, schema, strategies, tasks, formats, optimizers, plugins):
+    for command in (validate, schema, strategies, tasks, formats, metrics, optimizers, trackers, plugins):
         app.command(command.__name__)(command)
 
 
@@ -107,6 +105,22 @@ def formats() -> None:
     print_table(("FORMAT", "COLUMNS", "BECOME"), rows)
 
 
+def metrics() -> None:
+    """List the figures of generated texts."""
+    from adaptkit.registry import load_registry
+
+    registry = load_registry()
+    _print_entries("metric", registry.metrics, registry)
+
+
+def trackers() -> None:
+    """List the trackers, which show a run's figures."""
+    from adaptkit.registry import load_registry
+
+    registry = load_registry()
+    _print_entries("tracker", registry.trackers, registry)
+
+
 def optimizers() -> None:
     """List the optimizers."""
     from adaptkit.registry import load_registry
@@ -184,9 +198,13 @@ def _brings(info: PluginInfo) -> str:
         from adaptkit.plugins import DISABLE_VARIABLE
 
         return f"disabled by {DISABLE_VARIABLE}"
-    offers = [f"{PLURALS[kind]}: {', '.join(names)}" for kind, names in info.names.items()]
+    offers = [f"{_plural(kind)}: {', '.join(names)}" for kind, names in info.names.items()]
     events = [hook.removeprefix("adaptkit_") for hook in info.hooks if not hook.startswith("adaptkit_register_")]
     return "\n".join([*offers, f"watches: {', '.join(events)}"] if events else offers) or "nothing"
+
+
+def _plural(kind: str) -> str:
+    return "strategies" if kind == "strategy" else f"{kind}s"
 
 
 def _words(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,7 +11,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from adaptkit.errors import AdaptkitError, Problem, RecipeError
-from adaptkit.recipe.document import Document, read_document
+from adaptkit.recipe.document import Document, KeyPath, read_document
 from adaptkit.recipe.overrides import apply_overrides
 from adaptkit.recipe.problems import recipe_problems
 from adaptkit.recipe.schema import Options, Recipe, StrategyOptions, TaskOptions
@@ -21,9 +21,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class OptionsResolver(Protocol):
-    """Knows which options a strategy and a task have.
+    """Knows which options a strategy and a task have, and what else has a name.
 
-    Both methods raise an `AdaptkitError` for a name that they cannot resolve; its problems need no ``where``.
+    A name that cannot be resolved is an `AdaptkitError`; its problems need no ``where``.
     """
 
     def strategy_options(self, name: str) -> type[StrategyOptions]:
@@ -32,6 +32,10 @@ class OptionsResolver(Protocol):
 
     def task_options(self, name: str) -> type[TaskOptions]:
         """Returns the Options class of a task."""
+        ...
+
+    def unknown_names(self, recipe: Recipe) -> Iterable[tuple[KeyPath, AdaptkitError]]:
+        """Yields where a recipe names anything else that there is not, its optimizer for one, and what to say of it."""
         ...
 
 
@@ -61,7 +65,12 @@ def load_recipe(
         RecipeError: With every problem of the recipe and its place.
         AdaptkitError: What the resolver raised, if that is the only problem.
     """
-    return _validate(apply_overrides(read_document(path), overrides), resolver)
+    document = apply_overrides(read_document(path), overrides)
+    recipe = _validate(document, resolver)
+    unknown = [_placed(error, document.where(path)) for path, error in resolver.unknown_names(recipe)]
+    if unknown:
+        raise _in_order(document, unknown, [])
+    return recipe
 
 
 def parse_recipe(values: Mapping[str, Any], *, resolver: OptionsResolver) -> Recipe:
@@ -108,9 +117,12 @@ def _options(
     try:
         return look_up(name)
     except AdaptkitError as error:
-        where = document.where((section, "name"))
-        unresolved.append(type(error)([replace(problem, where=problem.where or where) for problem in error.problems]))
+        unresolved.append(_placed(error, document.where((section, "name"))))
         return unknown
+
+
+def _placed(error: AdaptkitError, where: str | None) -> AdaptkitError:
+    return type(error)([replace(problem, where=problem.where or where) for problem in error.problems])
 
 
 def _errors(model: type[Recipe], values: dict[str, Any]) -> list[ErrorDetails]:

@@ -36,6 +36,10 @@ class StrategyOptions(NamedOptions):
 class TaskOptions(NamedOptions):
     """The options of a task: subclass it, and its fields are the keys of the recipe's ``task:``."""
 
+    def text_metrics(self) -> list[str]:
+        """Returns the names of text metrics, where there is a field ``metrics`` for them."""
+        return []
+
 
 class TokenizerTraining(Options):
     """How a tokenizer is made from the training rows."""
@@ -249,4 +253,8 @@ class Recipe(Options):
     data: DataSpec
     strategy: SerializeAsAny[StrategyOptions]
     training: TrainingSpec = TrainingSpec()
+    trackers: list[str] = Field(
+        default_factory=list,
+        description="Programs that show the figures of metrics.jsonl, by name; `adaptkit trackers` lists them.",
+    )
     output: str = Field(description="Folder of the run; it must not exist yet, except to resume.")

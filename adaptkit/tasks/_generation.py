@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from adaptkit.task import TaskOptions
 from adaptkit.tasks._language import LanguageMetrics
-from adaptkit.tasks._text_metrics import TEXT_METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.metric import TextMetric
     from adaptkit.models.language import LanguageModelKind
-
-MetricName = Literal["bleu", "chrf", "rouge", "exact-match"]
 
 
 class GenerationOptions(TaskOptions):
     """The keys of ``task:`` of a task that generates."""
 
-    metrics: list[MetricName] = Field(
-        ["chrf"], description="Figures that compare generated texts with the wanted ones, each from 0 to 100."
+    metrics: list[str] = Field(
+        ["chrf"],
+        description="Figures that compare generated texts with the wanted ones; `adaptkit metrics` lists them.",
     )
     generate_rows: int = Field(
         200, ge=0, description="Evaluation rows for which a text is generated; the loss is over all rows."
@@ -33,6 +32,10 @@ class GenerationOptions(TaskOptions):
         None, description="Tokens that a generated text may have. Default: those of the longest training target."
     )
     num_beams: int = Field(1, ge=1, description="Width of the beam search; 1: greedy search.")
+
+    def text_metrics(self) -> list[str]:
+        """Returns the names of text metrics."""
+        return self.metrics
 
 
 def generate(
@@ -181,13 +184,13 @@ class GenerationMetrics:
     as many as an evaluation batch has: to generate for the few of each batch alone takes several times as long.
 
     Args:
-        metrics: Names in `TEXT_METRICS`.
+        metrics: Their classes.
         rows: How many rows at the most.
         writer: Of the texts.
     """
 
-    def __init__(self, metrics: Sequence[str], rows: int, writer: Writer) -> None:
-        self._metrics = [TEXT_METRICS[name]() for name in metrics]
+    def __init__(self, metrics: Sequence[type[TextMetric]], rows: int, writer: Writer) -> None:
+        self._metrics = [metric() for metric in metrics]
         self._rows = rows if metrics else 0
         self._sample = EvenSample(self._rows, self._rows)
         self._writer = writer

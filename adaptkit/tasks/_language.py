@@ -13,6 +13,7 @@ from adaptkit.task import IGNORE_INDEX, BaseModel, Features, LossSum, Metrics, T
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.metric import TextMetric
     from adaptkit.models.language import LanguageModelKind
     from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
@@ -43,6 +44,10 @@ class LanguageTask(Task[OptionsT]):
 
         self.tokenizer = source.tokenizer
         return load_language_model(source, numerics, seed, self.kind)
+
+    def text_metrics(self) -> list[type[TextMetric]]:
+        """Returns the text metrics that the options name."""
+        return [self.text_metric(name) for name in self.options.text_metrics()]
 
     def length(self, feature: Features) -> int:
         """Returns the tokens that are read and, where they are a sequence of their own, those that are written."""

@@ -160,7 +160,7 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
     def metrics(self) -> Metrics:
         """Returns a collector of loss, perplexity, token accuracy and the figures of generated texts."""
         options = self.options
-        generated = GenerationMetrics(options.metrics, options.generate_rows, self._writer())
+        generated = GenerationMetrics(self.text_metrics(), options.generate_rows, self._writer())
         return GeneratingMetrics(self.kind, generated, _pair)
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:

@@ -222,7 +222,7 @@ class Sft(LanguageTask[SftOptions]):
     def metrics(self) -> Metrics:
         """Returns a collector of loss, perplexity, token accuracy and the figures of generated answers."""
         options, writer = self.options, self._writer()
-        generated = GenerationMetrics(options.metrics, options.generate_rows, writer)
+        generated = GenerationMetrics(self.text_metrics(), options.generate_rows, writer)
         return GeneratingMetrics(self.kind, generated, lambda batch, row: last_answer(batch, row, writer.stop_ids))
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from adaptkit.data.problems import data_error
+from adaptkit.data.problems import data_error, enumerate_names
 from adaptkit.errors import Problem
 from adaptkit.task import (
     IGNORE_INDEX,
@@ -49,6 +49,11 @@ class TokenClassificationOptions(TaskOptions):
         "auto",
         description="bio: the tags O, B-x and I-x mark entities, which are scored as a whole; plain: every tag stands "
         "for itself; auto: by what the training rows have.",
+    )
+    unseen_tags: Literal["error", "keep"] = Field(
+        "error",
+        description="What becomes of a tag that held-out rows have and no training row has: an error, or keep, by "
+        "which the head has an output for it that nothing trains, so that its words count and are wrong.",
     )
 
 
@@ -95,8 +100,10 @@ class TokenClassification(Task[TokenClassificationOptions]):
         for split, rows in held_out.items():
             sentences[split], found = read_sentences(rows, data.columns, labelled=True)
             problems += found
+            if self.options.unseen_tags == "keep":
+                self._keep_unseen(split, sentences[split])
             if self.tags:
-                fix = "add training rows with it, or remove its rows"
+                fix = "add training rows with it, remove its rows, or set task.unseen_tags to keep"
                 unseen = f"of the {split} rows is on no training row"
                 problems += foreign_names(_tags(sentences[split]), self.tags, unseen, fix, noun="tag")
         if problems:
@@ -138,6 +145,20 @@ class TokenClassification(Task[TokenClassificationOptions]):
             return foreign_names(_tags(train), allowed, "is not of the scheme bio", fix, noun="tag")
         self._use("bio" if self.options.scheme == "auto" and is_bio(self.tags) else "plain")
         return []
+
+    def _keep_unseen(self, split: str, sentences: Sequence[Sentence]) -> None:
+        words = Counter(
+            tag
+            for tag, _ in _tags(sentences)
+            if tag not in self.tags and (self.scheme == "plain" or BIO_TAG.fullmatch(tag))
+        )
+        if not words:
+            return
+        counts = dict(zip(self.tags, self.counts, strict=True))
+        self.tags = ordered([*self.tags, *words])
+        self.counts = [counts.get(tag, 0) for tag in self.tags]
+        named = enumerate_names(sorted(words))
+        self.notes.append(f"{words.total():,} words of the {split} rows have tags that no training row has: {named}")
 
     def _note_scheme(self, train: Sequence[Sentence]) -> None:
         entities = [tag for tag in self.tags if BIO_TAG.fullmatch(tag) and tag != "O"]

@@ -12,8 +12,10 @@ import torch
 from seq2seq_models import END, NUMBERS, bart, number_tokenizer, t5
 from torch import Tensor, nn
 
+from adaptkit.metrics.texts import ExactMatch
 from adaptkit.models.precision import Numerics
 from adaptkit.recipe import DataSpec
+from adaptkit.registry import load_registry
 from adaptkit.task import Features, Row
 from adaptkit.tasks._generation import GenerationMetrics, Writer, generate
 from adaptkit.tasks.seq2seq import Seq2Seq, Seq2SeqOptions
@@ -32,7 +34,7 @@ def seeded(make: MakeModel, **options: Any) -> Any:
 
 
 def task(**options: Any) -> Seq2Seq:
-    subject = Seq2Seq(Seq2SeqOptions(name="seq2seq", **options))
+    subject: Seq2Seq = load_registry().make_task(Seq2SeqOptions(name="seq2seq", **options))
     subject.tokenizer = number_tokenizer()
     return subject
 
@@ -199,7 +201,7 @@ def test_chosen_rows_are_generated_once_in_batches_as_large_as_those_they_came_i
         return ["1"] * len(prompts)
 
     writer: Any = SimpleNamespace(write=write, read=str)
-    metrics = GenerationMetrics(["exact-match"], 10, writer)
+    metrics = GenerationMetrics([ExactMatch], 10, writer)
     metrics.expect(40)
     for begin in range(0, 40, 4):
         metrics.update(nn.Identity(), 4, lambda index, begin=begin: (torch.tensor(begin + index), "1"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adaptkit.data.packing import collate_packed, pack
 from adaptkit.models.source import ModelSource, open_source
 from adaptkit.recipe import DataSpec, ModelSpec
+from adaptkit.registry import load_registry
 from adaptkit.task import Features, Row
 from adaptkit.tasks.sft import Sft, SftOptions
 
@@ -177,7 +178,7 @@ def test_a_model_that_has_learned_a_conversation_gives_its_answers_and_stops(
 
 def test_generated_answers_are_compared_with_the_last_of_each_row(source: ModelSource, model: nn.Module) -> None:
     options = SftOptions(name="sft", generate_rows=2, metrics=["exact-match"], max_new_tokens=30)
-    task = Sft(options)
+    task = load_registry().make_task(options)
     task.load_base(source, tiny.numerics(), seed=0)
     dialogues = [[DIALOGUE[0], {"role": "assistant", "content": "far"}, *DIALOGUE[2:]], DIALOGUE[:2]]
     features = features_of(task, source, dialogues)
@@ -191,7 +192,7 @@ def test_generated_answers_are_compared_with_the_last_of_each_row(source: ModelS
 
     assert figures()["exact_match"] == 0
     # Of the first row the last answer alone is learned, so that another one would be found out.
-    last = Sft(options.model_copy(update={"learn": "last-assistant"}))
+    last = load_registry().make_task(options.model_copy(update={"learn": "last-assistant"}))
     assert learn(last, source, model, features_of(last, source, dialogues)) < 0.05
     assert figures()["exact_match"] == 100
 

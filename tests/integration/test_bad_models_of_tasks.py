@@ -180,7 +180,12 @@ KNOWN_AT_ONCE = {
         {"name": "sft", "pooling": "cls"}, "unknown key 'pooling' in task", "recipe.yaml:", "max_new_tokens", code=2
     ),
     "an unknown metric": Case(
-        {"name": "seq2seq", "metrics": ["blue"]}, "found 'blue'", "recipe.yaml:", "'chrf'", "did you mean 'bleu'?", 2
+        {"name": "seq2seq", "metrics": ["blue"]},
+        "unknown metric 'blue'",
+        "recipe.yaml:",
+        "chrf",
+        "did you mean 'bleu'?",
+        2,
     ),
     "no beam": Case(
         {"name": "seq2seq", "num_beams": 0}, "task.num_beams must be", "recipe.yaml:", "at least 1", code=2

@@ -27,6 +27,7 @@ PLUGINS_PAGE = ROOT / "docs" / "plugins.md"
 SKETCHES_PAGE = ROOT / "docs" / "decisions" / "0001-contracts-tried-on-paper.md"
 SKETCHES = ("adalora", "lisa", "galore", "prompt-tuning", "side-network", "vera", "probe-then-tune")
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+T5 = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 32}
 STOPPED_AT = 7  # of 12 steps, in the middle of an epoch and between two draws of LISA
 STOPS = f"""
 
@@ -153,6 +154,27 @@ def test_the_task_the_optimizer_and_the_observer_that_are_shown_work(cli: Comman
     repeated = write_rows(tmp_path / "repeated.jsonl", [one, one, {"text": other, "weight": 0.5}])
     assert run.evaluate(repeated)["loss"] == pytest.approx(run.metrics["eval/loss"])
     assert run.predict([other])[0]["nats"] > 0
+
+
+@pytest.mark.usefixtures("_visible")
+def test_the_metric_and_the_tracker_that_are_shown_work(cli: CommandLine, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"source": "a film", "target": "was good"}] * 4)
+    values = {
+        "model": {"name": "t5", "init": "random", "config": T5, "tokenizer": {"vocab_size": 600}},
+        "task": {"name": "seq2seq", "metrics": ["length-ratio"], "max_new_tokens": 3},
+        "data": {"train": rows, "evaluation": rows},
+        "strategy": "full",
+        "training": {"epochs": 1, "compute": "fp32"},
+        "trackers": ["board"],
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "lengths.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    trained = cli("run", path)
+    assert (trained.code, trained.stderr) == (0, "")
+    assert "eval/length_ratio" in trained.stdout
+    assert "run, step 1: train/loss" in trained.stdout
+    assert "run: closed" in trained.stdout
 
 
 @pytest.mark.usefixtures("_visible")

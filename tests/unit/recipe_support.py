@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class Resolver:
         if name not in TASKS:
             raise RecipeError(f"unknown task {name!r}", allowed=", ".join(TASKS))
         return TASKS[name]
+
+    def unknown_names(self, recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], AdaptkitError]]:
+        for index, name in enumerate(recipe.trackers):
+            if name != "paper":
+                yield ("trackers", index), RecipeError(f"unknown tracker {name!r}", allowed="paper")
 
 
 RESOLVER = Resolver()

@@ -12,6 +12,7 @@ import pytest
 
 from adaptkit.errors import PluginError, RecipeError
 from adaptkit.plugins import PluginFailure, PluginInfo
+from adaptkit.recipe import load_recipe
 from adaptkit.registry import Registry, load_registry
 
 STRATEGY = """
@@ -33,6 +34,29 @@ from adaptkit import hookimpl
 @hookimpl
 def {hook}({arguments}):
     {body}
+"""
+METRIC = """
+from adaptkit import TextMetric, hookimpl
+
+class Length(TextMetric):
+    name = "length"
+    def update(self, prediction, reference):
+        self.letters = len(prediction)
+    def compute(self):
+        return {"length": self.letters}
+
+@hookimpl
+def adaptkit_register_metrics(register):
+    register(Length)
+"""
+TRACKER = "register('paper', lambda run: None)"
+UNKNOWN_NAMES = """model: base
+task: {name: seq2seq, metrics: [chrf, blue]}
+data: {train: train.jsonl}
+strategy: full
+training: {optimizer: adamv}
+trackers: [tensorbord]
+output: runs/one
 """
 Install = Callable[..., None]
 Load = Callable[[], Registry]
@@ -217,6 +241,29 @@ def test_of_two_distributions_with_one_name_neither_wins(install: Install, load:
     (problem,) = caught.value.problems
     assert "twin-a 1.0 and twin-b 2.0" in problem.found
     assert problem.fix == "keep one: `pip uninstall twin-a` or `pip uninstall twin-b`"
+
+
+def test_metrics_and_trackers_are_registered_by_name(install: Install) -> None:
+    install("words", METRIC)
+    install("paper", OBSERVER.format(hook="adaptkit_register_trackers", arguments="register", body=TRACKER))
+    registry = load_registry()
+    metric = registry.make_task(registry.task_options("seq2seq")(name="seq2seq")).text_metric("length")()
+    metric.update("four", "ten letters")
+    assert metric.compute() == {"length": 4}
+    assert callable(registry.tracker("paper"))
+
+
+def test_every_name_that_there_is_not_is_an_error_at_its_own_place(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(UNKNOWN_NAMES, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, resolver=load_registry())
+    assert [(problem.found, str(problem.where).removeprefix(f"{file}:")) for problem in caught.value.problems] == [
+        ("unknown metric 'blue'", "2:39"),
+        ("unknown optimizer 'adamv'", "5:12"),
+        ("unknown tracker 'tensorbord'", "6:12"),
+    ]
+    assert "did you mean 'bleu'?" in str(caught.value)
 
 
 def test_one_name_may_stand_for_a_strategy_and_an_optimizer(install: Install, load: Load) -> None:

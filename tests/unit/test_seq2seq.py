@@ -13,16 +13,19 @@ from seq2seq_models import END, number_tokenizer
 
 from adaptkit.errors import DataError, ModelError, Problem, RecipeError
 from adaptkit.recipe import DataSpec
+from adaptkit.registry import load_registry
 from adaptkit.task import Row, Splits
 from adaptkit.tasks._generation import EvenSample
 from adaptkit.tasks.seq2seq import Seq2Seq, Seq2SeqOptions
 
+REGISTRY = load_registry()
 DATA = DataSpec(train="train.jsonl", evaluation="eval.jsonl", columns={"target": "reply"})
 PAIR = {"source": "1 2", "target": "2 1"}
 
 
 def task(**options: Any) -> Seq2Seq:
-    return Seq2Seq(Seq2SeqOptions(name="seq2seq", **options))
+    made: Seq2Seq = REGISTRY.make_task(Seq2SeqOptions(name="seq2seq", **options))
+    return made
 
 
 def rows(values: Sequence[dict[str, Any]], file: str = "train.jsonl") -> list[Row]:
@@ -89,7 +92,7 @@ def test_a_row_to_predict_needs_no_target() -> None:
 # -- options -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", [{"metrics": ["blue"]}, {"num_beams": 0}, {"max_target_length": 1}, {"beams": 2}])
+@pytest.mark.parametrize("option", [{"metrics": "bleu"}, {"num_beams": 0}, {"max_target_length": 1}, {"beams": 2}])
 def test_an_impossible_option_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         task(**option)

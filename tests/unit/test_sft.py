@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from adaptkit.errors import DataError, ModelError, Problem, RecipeError
 from adaptkit.recipe import DataSpec
+from adaptkit.registry import load_registry
 from adaptkit.task import Row, Splits
 from adaptkit.tasks.sft import Sft, SftOptions
 
+REGISTRY = load_registry()
 DATA = DataSpec(train="train.jsonl")
 QUESTION = {"role": "user", "content": "Where?"}
 ANSWER = {"role": "assistant", "content": "In the hills."}
@@ -23,7 +25,8 @@ LONG = 500
 
 
 def task(**options: Any) -> Sft:
-    return Sft(SftOptions(name="sft", **options))
+    made: Sft = REGISTRY.make_task(SftOptions(name="sft", **options))
+    return made
 
 
 def rows(*conversations: Any, file: str = "train.jsonl") -> list[Row]:

@@ -45,6 +45,24 @@ def problems_of(train: Sequence[Any], evaluation: Sequence[Any] = (), **options:
     return caught.value.problems
 
 
+# -- tags that only held-out rows have -----------------------------------------------------------------
+
+
+def test_words_with_an_unseen_tag_count_where_such_tags_are_kept() -> None:
+    held_out = [{"tokens": ["pearls", "!"], "tags": ["NN", "."]}, {"tokens": ["?"], "tags": ["."]}]
+    subject = prepared(WORDS, held_out, unseen_tags="keep")
+    assert (subject.tags, subject.counts) == ([".", "NN", "VB"], [0, 2, 2])
+    assert "2 words of the evaluation rows have tags that no training row has: '.'" in subject.notes
+    assert figures_of(subject, held_out)["token_accuracy"] < 1
+    subject.check(rows(held_out), labelled=True)
+
+
+def test_an_unseen_tag_that_is_not_of_the_scheme_is_refused_all_the_same() -> None:
+    held_out = [{"tokens": ["Ada", "Rome"], "tags": ["NNS", "I-LOC"]}]
+    (problem,) = problems_of(NAMES, held_out, unseen_tags="keep")
+    assert problem.found == "the tag 'NNS' of the evaluation rows is on no training row"
+
+
 # -- tags and their scheme -----------------------------------------------------------------------------
 
 

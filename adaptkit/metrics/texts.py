@@ -6,31 +6,19 @@ Scores are those of the reference implementations, from 0 to 100 as papers print
 from __future__ import annotations
 
 import unicodedata
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from adaptkit.metric import TextMetric
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
 
-class TextMetric(ABC):
-    """Collects figures pair by pair."""
-
-    @abstractmethod
-    def update(self, prediction: str, reference: str) -> None:
-        """Takes one pair."""
-
-    @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """Returns the figures by name; at least one pair was taken."""
-
-
 class _SacreBleu(TextMetric):
     """A corpus score of sacrebleu (Post 2018, arXiv:1804.08771): a function of counts that add up over the rows."""
-
-    figure: ClassVar[str]
 
     def __init__(self) -> None:
         self._metric = self._make()
@@ -47,13 +35,13 @@ class _SacreBleu(TextMetric):
 
     def compute(self) -> dict[str, float]:
         """Returns the score of all pairs together."""
-        return {self.figure: float(self._metric._aggregate_and_compute([self._counts]).score)}
+        return {self.name: float(self._metric._aggregate_and_compute([self._counts]).score)}
 
 
 class Bleu(_SacreBleu):
     """BLEU (Papineni et al. 2002): n-grams of up to four words. For languages that write spaces between words."""
 
-    figure = "bleu"
+    name = "bleu"
 
     def _make(self) -> Metric:
         from sacrebleu.metrics.bleu import BLEU
@@ -64,7 +52,7 @@ class Bleu(_SacreBleu):
 class Chrf(_SacreBleu):
     """chrF2 (Popović 2015): n-grams of up to six characters, for every language."""
 
-    figure = "chrf"
+    name = "chrf"
 
     def _make(self) -> Metric:
         from sacrebleu.metrics.chrf import CHRF
@@ -78,6 +66,8 @@ class Rouge(TextMetric):
     The figures of Google's rouge-score. That library is not used: it knows no letter but a to z, and it brings
     nltk, whose mere import draws from Python's random numbers.
     """
+
+    name = "rouge"
 
     def __init__(self) -> None:
         self._sums = {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
@@ -128,6 +118,8 @@ def _f1(common: int, written: int, wanted: int) -> float:
 class ExactMatch(TextMetric):
     """The percentage of texts that are the wanted ones, white space around them aside."""
 
+    name = "exact-match"
+
     def __init__(self) -> None:
         self._pairs, self._equal = 0, 0
 
@@ -139,11 +131,3 @@ class ExactMatch(TextMetric):
     def compute(self) -> dict[str, float]:
         """Returns ``exact_match``."""
         return {"exact_match": 100 * self._equal / self._pairs}
-
-
-TEXT_METRICS: Mapping[str, type[TextMetric]] = {
-    "bleu": Bleu,
-    "chrf": Chrf,
-    "rouge": Rouge,
-    "exact-match": ExactMatch,
-}
