@@ -16,7 +16,7 @@ from adaptkit.artifact.run import load
 from adaptkit.errors import AdaptkitError, RecipeError
 from adaptkit.recipe import Recipe
 from adaptkit.registry import load_registry
-from adaptkit.runner import check, choose, resolve
+from adaptkit.runner import check, check_same, choose, resolve, settled
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def compare(
 
     Args:
         recipe: A recipe file.
-        strategies: Names; each runs with its own defaults.
+        strategies: Names; each runs with its own defaults, the recipe's own with what the recipe says of it.
         seeds: Of the training.
         overrides: ``key=value``, for all runs.
         report: Is given one line a run.
@@ -114,9 +114,12 @@ def compare(
     """
     runs = _plan(recipe, strategies, seeds, overrides)
     results = []
+    registry = load_registry()
     for strategy, seed, parsed in runs:
         folder = RunFolder(Path(parsed.output))
-        if not folder.results.is_file():
+        if folder.results.is_file():
+            check_same(folder, settled(parsed, registry))
+        else:
             report(f"running {strategy}, seed {seed}")
             run_apart(recipe, [*overrides, *_own(strategy, seed, folder.path.parent)], folder)
         results.append(measure(folder))

@@ -58,17 +58,18 @@ def run(
         recipe = recipe.model_copy(update={"output": str(folder.path)})
     strategy, task = choose(recipe, registry)
     splits = check(recipe, strategy, task, registry)
+    console = console or Console()
+    with console.status("loading the libraries"):
+        from adaptkit.session import Session
+
+        recipe = settled(recipe, registry)
     _open_folder(folder, recipe, resume=resume)
     if resume and folder.results.is_file():
         logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
         return Run(folder.path)
 
-    console = console or Console()
     session = None
     try:
-        with console.status("loading the libraries"):
-            from adaptkit.session import Session
-
         session = Session(
             recipe=recipe,
             registry=registry,
@@ -86,7 +87,7 @@ def run(
         if not resume:
             folder.release()
         raise
-    results["seconds"] = time.monotonic() - started
+    results["seconds"] = session.seconds_before + time.monotonic() - started
     write_text(folder.card, model_card(recipe, results, str(folder.path)))
     write_json(folder.results, results)
     registry.fire("adaptkit_train_end", run=session.info)
@@ -137,6 +138,34 @@ def resolve(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence
     return parsed.model_copy(update={"training": training})
 
 
+def settled(recipe: Recipe, registry: Registry) -> Recipe:
+    """Returns a recipe as a run on this machine writes it down, its precision and arithmetic chosen. Imports torch."""
+    from adaptkit.models.precision import settle
+
+    return settle(recipe, registry.strategy(recipe.strategy.name)(recipe.strategy))
+
+
+def check_same(folder: RunFolder, recipe: Recipe) -> None:
+    """Makes sure that a run is that of a recipe.
+
+    Args:
+        folder: Of the run.
+        recipe: As `settled` returns it.
+
+    Raises:
+        RecipeError: It began with another one.
+    """
+    written = folder.recipe.read_text(encoding="utf-8")
+    if written != dump_recipe(recipe):
+        changed = sorted(set(dump_recipe(recipe).splitlines()) ^ set(written.splitlines()))
+        raise RecipeError(
+            "the recipe is not the one that the run began with",
+            where=str(folder.recipe),
+            allowed="the same recipe: " + "; ".join(line.strip() for line in changed[:6]) + " differ",
+            fix=f"resume with the run's own recipe: adaptkit run {folder.recipe} --resume, or start a new run",
+        )
+
+
 def choose(recipe: Recipe, registry: Registry) -> tuple[Strategy[Any], Task[Any]]:
     """Returns the strategy and the task that a recipe names."""
     for _, error in registry.unknown_names(recipe):
@@ -171,12 +200,4 @@ def _open_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
             where="output",
             fix="start it without --resume, or name the folder of the run: output=runs/NAME",
         )
-    written = folder.recipe.read_text(encoding="utf-8")
-    if written != dump_recipe(recipe):
-        changed = sorted(set(dump_recipe(recipe).splitlines()) ^ set(written.splitlines()))
-        raise RecipeError(
-            "the recipe is not the one that the run began with",
-            where=str(folder.recipe),
-            allowed="the same recipe: " + "; ".join(line.strip() for line in changed[:6]) + " differ",
-            fix=f"resume with the run's own recipe: adaptkit run {folder.recipe} --resume, or start a new run",
-        )
+    check_same(folder, recipe)

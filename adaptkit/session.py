@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +47,9 @@ from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
 from adaptkit.training.snapshot import restore_snapshot, take_snapshot
 
+# What a message calls a task's state: names of labels, the text of a chat template.
+LEARNED = "labels or chat template"
+
 
 class Session:
     """A run in progress.
@@ -75,6 +81,7 @@ class Session:
         self.splits, self.data, self.folder, self.console = splits, data, folder, console
         self.info = RunInfo(recipe, folder.path, total_steps=0)  # known when the rows are tokenized
         self._failure: PluginError | None = None
+        self._begun, self.seconds_before, self._peak_before = time.monotonic(), 0.0, 0
         self.best = BestStep(task.best, recipe.training.early_stopping)
 
     def train(self, *, resume: bool = False) -> dict[str, Any]:
@@ -85,8 +92,6 @@ class Session:
             PluginError: An observer raised; a checkpoint is saved.
             TrainingError: The run cannot learn.
         """
-        chosen = {name: self.registry.tracker(name) for name in self.recipe.trackers}
-        self._trackers = Trackers(chosen, self.info, self._print)
         with self.console.status("tokenizing the rows"):
             self._prepare()
         self._show()
@@ -146,12 +151,15 @@ class Session:
         restore_snapshot(self.job, parts)
         self.best.load_state(parts["session"]["best"])
         self.info.state.update(parts["session"]["observers"])
+        self.seconds_before, self._peak_before = parts["session"]["seconds"], parts["session"]["peak_memory_bytes"]
         self._prune()
         self._print(f"resumed from {checkpoint}")
 
     def _sources(self) -> dict[str, str]:
-        """Returns the fingerprint of the base and of every source, by the file or id that the recipe names."""
-        return {self.recipe.model.name: self.adapted.base.fingerprint, **self.data}
+        """Returns fingerprints: of the base and every source, by the name in the recipe; of labels and template."""
+        learned = json.dumps(self.task.state(), sort_keys=True)
+        own = {LEARNED: hashlib.sha256(learned.encode()).hexdigest()}
+        return {self.recipe.model.name: self.adapted.base.fingerprint, **self.data, **own}
 
     def _check_sources(self, begun_with: Mapping[str, str]) -> None:
         """Makes sure that the run goes on with the base and the rows that it began with.
@@ -195,8 +203,10 @@ class Session:
         job = self.job
         self._log = MetricsLog(self.folder.log, after_step=job.step)
         self._progress = ProgressReport(self.console, job.total_steps, first_step=job.step)
-        self.registry.fire("adaptkit_train_begin", run=self.info)
+        chosen = {name: self.registry.tracker(name) for name in self.recipe.trackers}
+        self._trackers = Trackers(chosen, self.info, self._print)
         try:
+            self.registry.fire("adaptkit_train_begin", run=self.info)
             with StopSignals() as signals:
                 steps = training_steps(job)
                 # Asked before the step: a run that is resumed may have been done already.
@@ -267,8 +277,18 @@ class Session:
         prune_checkpoints(self.folder.checkpoints, keep, protect=(self._kept_checkpoint(),))
 
     def _write(self) -> Path:
-        session = {"best": self.best.state(), "observers": self.info.state, "sources": self._sources()}
+        session = {
+            "best": self.best.state(),
+            "observers": self.info.state,
+            "sources": self._sources(),
+            "seconds": self.seconds_before + time.monotonic() - self._begun,
+            "peak_memory_bytes": self._peak(),
+        }
         return write_checkpoint(self.folder.checkpoints, self.job.step, {**take_snapshot(self.job), "session": session})
+
+    def _peak(self) -> int:
+        """Returns the most memory in use at once, in the processes before a resume too."""
+        return max(self._peak_before, peak_memory_bytes(self.adapted.numerics.device))
 
     def _stop(self, signal: str) -> None:
         path = self._write()
@@ -305,5 +325,5 @@ class Session:
             "trainable_parameters": self.adapted.trainable_parameters,
             "total_parameters": self.adapted.total_parameters,
             "artifact_bytes": folder_bytes(self.folder.adapter),
-            "peak_memory_bytes": peak_memory_bytes(self.adapted.numerics.device),
+            "peak_memory_bytes": self._peak(),
         }

@@ -199,6 +199,10 @@ class Task(ABC, Generic[OptionsT]):
         """Returns the values, by role, of a row that asks for the prediction of one text."""
         return {self.roles[0]: text}
 
+    def without_labels(self, row: Row) -> dict[str, Any]:
+        """Returns what a row asks; rows that ask the same stay on one side of a split."""
+        return {role: value for role, value in row.values.items() if role not in self.label_roles}
+
     def texts(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yields the texts of rows, from which a new tokenizer learns its vocabulary."""
         for row in rows:

@@ -163,7 +163,11 @@ def peft_verdict(model: nn.Module, family: Family, *, checkpointing: bool) -> st
     """Returns whether PEFT's prefix tuning gives every prefix a gradient, or what it raises."""
     from peft import PrefixTuningConfig, get_peft_model
 
-    kinds: dict[Family, str] = {"encoder": "TOKEN_CLS", "decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
+    kinds: dict[Family, str] = {
+        "encoder": "FEATURE_EXTRACTION",  # for its other tasks PEFT looks for a classifier
+        "decoder": "CAUSAL_LM",
+        "encoder-decoder": "SEQ_2_SEQ_LM",
+    }
     try:
         config = PrefixTuningConfig(task_type=kinds[family], num_virtual_tokens=VIRTUAL_TOKENS)
         adapted = get_peft_model(model, config)

@@ -18,7 +18,7 @@ from adaptkit.artifact.folder import RunFolder, write_json
 from adaptkit.artifact.run import load
 from adaptkit.comparison import Result, measure, run_apart
 from adaptkit.registry import load_registry
-from adaptkit.runner import resolve
+from adaptkit.runner import check_same, resolve, settled
 from benchmarks.report import machine, markdown_table, replace_block
 
 DOCUMENT = Path("recipes/README.md")
@@ -108,10 +108,13 @@ def main(arguments: list[str]) -> None:
 def run_recipe(name: str) -> Iterator[Measured]:
     """Yields what each variant of a recipe gives, in their order; the base, where it can be asked, first."""
     file = f"recipes/{name}.yaml"
+    registry = load_registry()
     for variant in VARIANTS[name]:
-        output = resolve(file, variant.overrides, load_registry()).output + variant.suffix
+        output = resolve(file, variant.overrides, registry).output + variant.suffix
         folder = RunFolder(Path(output))
-        if not folder.results.is_file():
+        if folder.results.is_file():
+            check_same(folder, settled(resolve(file, (*variant.overrides, f"output={output}"), registry), registry))
+        else:
             print(f"running {name}{variant.suffix}", flush=True)
             run_apart(file, [*variant.overrides, f"output={output}"], folder)
         if name in WITH_BASE:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adaptkit.models.source import ModelSource
     from adaptkit.recipe import Precision
     from adaptkit.strategy import JSON, Strategy
-    from adaptkit.task import Task
+    from adaptkit.task import BaseModel, Task
 
 
 def load(path: str | Path) -> Run:
@@ -91,11 +91,14 @@ class Run:
 
         Raises:
             ModelError: The base alone cannot do the task: its head was new.
+            CheckpointError: The base is not the one that was adapted.
         """
         from adaptkit.models.building import build_base
 
         before = copy.copy(self)
+        before.results = {}
         before._loaded = build_base(self.recipe, self.strategy, self.task, self.source)
+        self._check_base(before._loaded.base)
         return before
 
     @property
@@ -185,17 +188,20 @@ class Run:
         if precision is not None:
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"precision": precision})})
         adapted = build_model(recipe, self.strategy, self.task, self.source)
+        self._check_base(adapted.base)
+        self.strategy.load_state(adapted.model, self._tensors())
+        adapted.model.eval()
+        return adapted
+
+    def _check_base(self, base: BaseModel) -> None:
         expected = self._record["base"]["fingerprint"]
-        if adapted.base.fingerprint != expected:
+        if base.fingerprint != expected:
             raise CheckpointError(
                 f"the base model {self.recipe.model.name!r} is not the one that was adapted",
                 where=str(self._adapter),
                 allowed=expected,
                 fix="restore the base model's files; the adapter means nothing on another one",
             )
-        self.strategy.load_state(adapted.model, self._tensors())
-        adapted.model.eval()
-        return adapted
 
     def _tensors(self) -> dict[str, Tensor]:
         """Reads what was trained, after it has been verified."""

@@ -25,6 +25,11 @@ ANSWER: Message = {"role": "assistant", "content": "answer"}
 PLACE = "\ue000{}\ue001"
 PLACES = re.compile(PLACE.format("([0-9]+)"))
 # Conversations of so many messages and more lose by the memory for outlines, but not their exactness.
+# In front of templates that write today's date: they write one day, the same whenever a run is resumed or asked. It is
+# the day that Llama 3.2's template writes where it knows none.
+DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
+REPLACED = "".join(f" | replace('{code}', '{text}')" for code, text in DAY.items())
+FIXED_DAY = "{%- macro strftime_now(format) -%}{{ format" + REPLACED + " }}{%- endmacro -%}"
 OUTLINES = 2048
 
 
@@ -60,7 +65,8 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
-        self._tokenizer, self._source = tokenizer, source
+        self._tokenizer = tokenizer
+        self._source = FIXED_DAY + source if "strftime_now" in source else source
         self._outline = lru_cache(OUTLINES)(self._make_outline)
         try:
             asked, prompt = self.render([QUESTION]), self.render([QUESTION], ask=True)

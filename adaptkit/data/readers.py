@@ -17,6 +17,7 @@ from adaptkit.data.text import decoded, read_text
 from adaptkit.errors import DataError, Problem
 from adaptkit.task import Row
 
+LONGEST_FIELD = 2**31 - 1  # characters; python's own limit of 131,072 is less than a long document has
 OBJECT_EXAMPLE = '{"text": "a fine film", "label": "positive"}'
 
 
@@ -128,16 +129,26 @@ def _all_good(rows: list[Row], problems: Sequence[Problem]) -> list[Row]:
 
 def _records(path: Path, delimiter: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Yields every record that is not empty with the line on which it begins; a broken one ends the file."""
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(decoded(path), newline=""), delimiter=delimiter, strict=True)
     begin = 1
     try:
         for fields in reader:
             if fields:
+                problems += _swallowed(fields, delimiter, f"{path}:{begin}")
                 yield begin, fields
             begin = reader.line_num + 1
     except csv.Error as error:
         fix = 'close every quote and double the quotes inside a quoted field ("a ""fine"" film"), or save as .jsonl'
         problems.append(Problem(f"the record that begins here cannot be read: {error}", f"{path}:{begin}", fix=fix))
+
+
+def _swallowed(fields: Sequence[str], delimiter: str, where: str) -> list[Problem]:
+    """Returns a problem where a quote runs over whole rows of a TSV file, whose texts may begin with one."""
+    if delimiter != "\t" or not any("\t" in field and "\n" in field for field in fields):
+        return []
+    fix = 'double every quote inside a text and put the text in quotes ("""so"" he said"), or save as .jsonl'
+    return [Problem("a quote that opens here closes rows later, and makes one field of them", where, fix=fix)]
 
 
 def _repeated_columns(names: Sequence[str], where: str) -> list[Problem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adaptkit.data.columns import ABSENT, column_value
@@ -18,14 +18,14 @@ from adaptkit.recipe.schema import DataSpec, Split
 from adaptkit.task import Row
 
 
-def content_keys(rows: Sequence[Row], ignored: Sequence[str]) -> list[str]:
+def content_keys(rows: Sequence[Row], without_labels: Callable[[Row], Mapping[str, Any]]) -> list[str]:
     """Returns what decides where each row goes.
 
     Args:
         rows: By role.
-        ignored: Roles of the labels: one text with two labels does not stand on two sides.
+        without_labels: Returns what a row asks: one text with two labels does not stand on two sides.
     """
-    return [_key({role: value for role, value in row.values.items() if role not in ignored}) for row in rows]
+    return [_key(without_labels(row)) for row in rows]
 
 
 def group_keys(rows: Sequence[Row], group: str) -> list[str]:

@@ -154,18 +154,24 @@ def _dataset_rows(name: str, split: str | None) -> list[Row]:
 
     dataset = _choose_split(_load_dataset(name), name, split)
     label_names = {
-        column: feature.names
+        column: label.names
         for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        # Tags and lists of labels are a list of them.
+        if isinstance(label := getattr(feature, "feature", feature), datasets.ClassLabel)
     }
     rows = []
     for number, values in enumerate(dataset.with_format(None), 1):
         for column, names in label_names.items():
-            index = values[column]
-            # `datasets` marks a row without a label by -1.
-            values[column] = names[index] if index is not None and index >= 0 else None
+            values[column] = _label_name(values[column], names)
         rows.append(Row(values, f"{name}, row {number}"))
     return rows
+
+
+def _label_name(index: Any, names: Sequence[str]) -> Any:
+    """Returns the name of a label, or those of a list; `datasets` marks one that is missing by -1."""
+    if isinstance(index, list):
+        return [_label_name(one, names) for one in index]
+    return names[index] if index is not None and index >= 0 else None
 
 
 def _load_dataset(name: str) -> Any:

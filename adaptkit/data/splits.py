@@ -55,7 +55,7 @@ def load_split(data: DataSpec, split: Split, task: Task[Any], formats: Formats) 
 
 
 def load_rows(source: str, data: DataSpec, task: Task[Any], formats: Formats, *, labelled: bool) -> list[Row]:
-    """Reads a source that the recipe does not name; its format and columns count where these rows need them.
+    """Reads a source that the recipe does not name; its format and columns count where they fit these rows.
 
     Args:
         source: A file, a folder or a hub id.
@@ -70,7 +70,14 @@ def load_rows(source: str, data: DataSpec, task: Task[Any], formats: Formats, *,
     layouts = layouts_of(task, formats, labelled=labelled)
     known = {role for layout in layouts.values() for role in layout.roles}
     columns = {role: column for role, column in data.columns.items() if role in known}
-    return read_as(read_rows(source), data.format, columns, layouts)[0]
+    rows = read_rows(source)
+    try:
+        return read_as(rows, data.format, columns, layouts)[0]
+    except DataError as error:
+        try:  # Written in another way than those that the recipe names.
+            return read_as(rows, "auto", {}, layouts)[0]
+        except DataError:
+            raise error from None
 
 
 def fingerprints(data: DataSpec) -> dict[str, str]:
@@ -112,7 +119,7 @@ def _read(
     divided = split == "train" and any(data.share(part) for part in SPLITS)
     if not divided and source.weight == 1:
         return name, {split: rows}
-    contents = content_keys(rows, ignored=task.label_roles)
+    contents = content_keys(rows, task.without_labels)
     groups = group_keys(found, data.group) if data.group is not None else contents
     parts: dict[Split, list[Row]] = {part: [] for part in SPLITS}
     for row, content, group in zip(rows, contents, groups, strict=True):

@@ -38,11 +38,12 @@ class PromptCompletion(Format):
     gives = ("messages",)
     roles = ("prompt",)
     label_roles = ("completion",)
+    optional_roles = ("system",)
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {"completion": ("response",)}
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns ``messages``: of the user, then of the assistant."""
-        messages = _messages("prompt", values["prompt"], "user")
+        """Returns ``messages``: perhaps of the system, of the user, then of the assistant."""
+        messages = [*_system(values), *_messages("prompt", values["prompt"], "user")]
         if "completion" in values:
             messages += _messages("completion", values["completion"], "assistant")
         return {"messages": messages}

@@ -69,7 +69,8 @@ def load_model(
         _keep_gradients_after_evaluation(model)
         _keep_norms_whole(model)
     if source.new_tokens is not None:
-        extend(model, source.new_tokens)
+        with numerics.autocast():
+            extend(model, source.new_tokens)
     return model, missing
 
 
@@ -91,7 +92,9 @@ def _new_model(auto_class: Any, source: ModelSource, config: Any, numerics: Nume
 
     with as_model_error(source.spec), quiet_transformers():
         model: nn.Module = auto_class.from_config(config, dtype=torch.float32)
-    return model.to(numerics.storage_dtype)
+    for parameter in model.parameters():  # Not its buffers: the frequencies of rotary positions stay exact.
+        parameter.data = parameter.data.to(numerics.storage_dtype)
+    return model
 
 
 def _quantization(auto_class: Any, spec: ModelSpec, numerics: Numerics, config: Any) -> Any:

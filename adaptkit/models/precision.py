@@ -61,6 +61,14 @@ def choose_numerics(recipe: Recipe, strategy: Strategy[Any]) -> Numerics:
     return Numerics(device, precision, bf16 or precision == "bf16")
 
 
+def settle(recipe: Recipe, strategy: Strategy[Any]) -> Recipe:
+    """Returns a recipe that says what this machine chose, so that the run is resumed and loaded as it ran."""
+    numerics = choose_numerics(recipe, strategy)
+    model = recipe.model.model_copy(update={"precision": numerics.precision})
+    training = recipe.training.model_copy(update={"compute": "bf16" if numerics.bf16 else "fp32"})
+    return recipe.model_copy(update={"model": model, "training": training})
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Returns whether a device multiplies bf16 matrices faster than fp32 ones."""
     import torch

@@ -12,6 +12,8 @@ from adaptkit.recipe.document import Document, KeyPath, read_yaml
 
 _SHORT_FORMS = ("model", "task", "strategy")
 _OPTIONS_BY_NAME = ("task", "strategy")
+STRATEGY = ("strategy", "name")
+LEARNING_RATE = ("training", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Override:
 def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> Document:
     """Returns the document with keys changed or added; of two changes of one key the last one counts.
 
-    Another strategy or task drops the options of the one before; options given beside it stay, in any order.
+    Another strategy or task drops the options of the one before, and another strategy the learning rate, which was
+    that one's; what is given beside it stays, in any order.
 
     Args:
         document: Stays as it is.
@@ -48,7 +51,10 @@ def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, 
     """
     problems: list[Problem] = []
     changed = _Change(copy.deepcopy(document.values), dict(document.positions))
-    for override in sorted(_read(overrides, problems), key=lambda one: (len(one.path), not one.chooses)):
+    read = sorted(_read(overrides, problems), key=lambda one: (len(one.path), not one.chooses))
+    if any(changed.names_another(override) for override in read if override.path in (STRATEGY, STRATEGY[:1])):
+        changed.drop(LEARNING_RATE)
+    for override in read:
         try:
             changed.set(override)
         except RecipeError as error:
@@ -104,12 +110,25 @@ class _Change:
         section = self.values
         for end, key in enumerate(sections, start=1):
             section = self._enter(section, override, override.path[:end], key)
-        if override.chooses and section.get("name") not in (None, override.value):
+        if override.chooses and self.names_another(override):
             section.clear()
             self._forget(override.path[:-1])
         section[last] = override.value
         self._forget(override.path)
         self.positions[override.path] = override.where
+
+    def names_another(self, override: Override) -> bool:
+        """Whether a section names something else than an override that chooses."""
+        section, chosen = self.values.get(override.path[0]), override.value
+        name = section.get("name") if isinstance(section, dict) else section
+        return name not in (None, chosen.get("name") if isinstance(chosen, dict) else chosen)
+
+    def drop(self, path: KeyPath) -> None:
+        """Takes a key of a section away, if it is there."""
+        section = self.values.get(str(path[0]))
+        if isinstance(section, dict):
+            section.pop(str(path[1]), None)
+        self.positions.pop(path, None)
 
     def _enter(self, section: dict[str, Any], override: Override, path: tuple[str, ...], key: str) -> dict[str, Any]:
         inner = section.get(key)

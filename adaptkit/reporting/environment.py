@@ -48,11 +48,10 @@ def machine() -> Iterator[tuple[str, str]]:
         from adaptkit.models.precision import best_device, fast_bf16
 
         device = best_device()
-    except ImportError:
-        yield "device", "unknown without torch"
-        return
-    yield "device", _device(device)
-    yield "arithmetic", "bf16" if fast_bf16(device) else "fp32, because bf16 is not fast on this device"
+        yield "device", _device(device)
+        yield "arithmetic", "bf16" if fast_bf16(device) else "fp32, because bf16 is not fast on this device"
+    except Exception as error:  # A torch or a driver that does not fit raises whatever it likes.
+        yield "device", f"unknown: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def problems() -> Iterator[Problem]:

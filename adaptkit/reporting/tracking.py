@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.errors import RecipeError
+from adaptkit.errors import AdaptkitError, RecipeError
 from adaptkit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ class Trackers:
     """
 
     def __init__(self, factories: Mapping[str, Factory], run: RunInfo, report: Callable[[str], None]) -> None:
-        self._trackers = {name: factory(run) for name, factory in factories.items()}
+        self._trackers: dict[str, Tracker] = {}
         self._report = report
+        for name, factory in factories.items():
+            self._guarded(name, lambda name=name, factory=factory: self._trackers.update({name: factory(run)}))  # type: ignore[misc]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Hands the figures of a step to each."""
@@ -83,8 +85,10 @@ class Trackers:
     def _guarded(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # Of every kind: a network, a disk, a program of somebody else.
-            del self._trackers[name]
+        except AdaptkitError:  # It says what to do: install a library.
+            raise
+        except Exception as error:  # Of every other kind: a network, a disk, a program of somebody else.
+            self._trackers.pop(name, None)
             self._report(
                 f"note: the tracker {name!r} is left out from here on, because it raised "
                 f"{type(error).__name__}: {error}; metrics.jsonl has all figures"

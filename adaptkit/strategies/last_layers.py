@@ -50,8 +50,8 @@ class LastLayers(Strategy[LastLayersOptions]):
         for name, parameter in model.named_parameters():
             if name.startswith(in_stack):
                 before = False
-            else:
-                parameter.requires_grad_(self.options.embeddings if before else True)
+            else:  # The embeddings of a decoder stand behind the encoder's blocks, and are embeddings all the same.
+                parameter.requires_grad_(self.options.embeddings if before or "embed" in name else True)
         for name in context.head_modules:
             model.get_submodule(name).requires_grad_(True)
         return model

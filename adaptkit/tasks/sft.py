@@ -138,6 +138,13 @@ class Sft(LanguageTask[SftOptions]):
         """Returns a conversation in which a user has said one thing."""
         return {"messages": [{"role": "user", "content": text}]}
 
+    def without_labels(self, row: Row) -> dict[str, Any]:
+        """Returns the messages that are not the assistant's."""
+        said = row.values.get("messages")
+        if not isinstance(said, list):
+            return dict(row.values)
+        return {"messages": [one for one in said if not isinstance(one, dict) or one.get("role") != "assistant"]}
+
     def texts(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yields what is said in the rows."""
         for conversation in read_conversations(rows)[0]:
@@ -214,7 +221,7 @@ class Sft(LanguageTask[SftOptions]):
         """Loads the base; its tokenizer has the chat template of the run, so that it is saved with the artifact."""
         base = super().load_base(source, numerics, seed)
         self.template = choose_template(self.template, source.tokenizer)
-        if self.template != choose_template("auto", source.tokenizer) or not source.tokenizer.chat_template:
+        if self.template != source.tokenizer.chat_template:
             base.tokenizer = copy(source.tokenizer)
             base.tokenizer.chat_template = self.template
         return base

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BartConfig, BartForConditionalGeneration
 
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.classifier import load_classifier
@@ -71,6 +72,18 @@ def test_on_a_16_bit_base_what_trains_is_fp32_and_learns(strategy: str, pooling:
     before = tiny.every_tensor(job.model)
     list(training_steps(job))
     assert changed(before, tiny.every_tensor(job.model)) == trainable(job.model).keys()
+
+
+def test_the_last_layers_of_an_encoder_decoder_are_no_embeddings() -> None:
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 40, "pad_token_id": 1}
+    config = BartConfig(
+        encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, **sizes
+    )
+    model = BartForConditionalGeneration(config).requires_grad_(False)
+    options = load_registry().strategy_options("last-layers")(name="last-layers", num_layers=1)
+    context: Any = SimpleNamespace(head_modules=())
+    adapted = load_registry().strategy("last-layers")(options).adapt(model, context)
+    assert {name.partition("layers.")[2].partition(".")[0] for name in trainable(adapted)} == {"1"}
 
 
 def test_packed_weights_and_their_quantisation_state_are_among_what_stays(recipe: MakeRecipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from in_process import CommandLine
 
 import adaptkit
 from adaptkit.artifact.run import Run
-from adaptkit.errors import ModelError
+from adaptkit.errors import CheckpointError, ModelError
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import load_registry
 from benchmarks.cells import rows_by_task
@@ -55,6 +56,7 @@ def test_the_base_is_measured_as_it_was_before_the_training(runs: dict[str, Run]
     assert before == before[:1] * len(STRATEGIES), "whatever the strategy, the base is the same"
     with runs["lora"].strategy.disabled(runs["lora"].model):
         assert runs["lora"].evaluate() == before[0]
+    assert not runs["lora"].unadapted().metrics
     assert all(run.evaluate()["loss"] < before[0]["loss"] for run in runs.values())
 
 
@@ -65,6 +67,15 @@ def test_commands_ask_the_base(runs: dict[str, Run], cli: CommandLine) -> None:
     assert measured.stdout.endswith("  ".join(f"{name} {value:.4f}" for name, value in figures.items()) + "\n")
     asked = cli("predict", run.directory, "--base", "--text", "the film")
     assert [json.loads(asked.stdout)] == run.unadapted().predict(["the film"])
+
+
+def test_a_base_that_is_no_longer_what_was_adapted_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(runs["lora"].directory, tmp_path / "run"))
+    record = json.loads((copied / "adapter" / "adaptkit.json").read_text(encoding="utf-8"))
+    record["base"]["fingerprint"] = "another"
+    (copied / "adapter" / "adaptkit.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not the one that was adapted"):
+        adaptkit.load(copied).unadapted()
 
 
 def test_a_base_whose_head_is_new_is_not_asked(recipe: Callable[..., Recipe], cli: CommandLine) -> None:

@@ -14,6 +14,7 @@ import adaptkit
 from adaptkit.artifact.merging import plain_model
 from adaptkit.artifact.run import Run
 from adaptkit.data.chat_templates import TEMPLATES
+from adaptkit.errors import CheckpointError
 from adaptkit.recipe import parse_recipe
 from adaptkit.registry import load_registry
 
@@ -43,7 +44,7 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
-def run(output: Path, model: Any, rows: Path, strategy: str = "lora", **task: Any) -> Run:
+def run(output: Path, model: Any, rows: Path, strategy: str = "lora", *, resume: bool = False, **task: Any) -> Run:
     values = {
         "model": model if isinstance(model, dict) else str(model),
         "task": {"name": "sft", "max_new_tokens": 4, **task},
@@ -52,7 +53,7 @@ def run(output: Path, model: Any, rows: Path, strategy: str = "lora", **task: An
         "training": {"max_steps": 1, "effective_batch": 4, "compute": "fp32"},
         "output": str(output),
     }
-    return adaptkit.run(parse_recipe(values, resolver=load_registry()))
+    return adaptkit.run(parse_recipe(values, resolver=load_registry()), resume=resume)
 
 
 def template_in(folder: Path) -> str | None:
@@ -80,6 +81,16 @@ def test_a_template_that_the_base_does_not_have_is_saved_and_found_by_the_next_r
     second = run(tmp_path / "second", first.directory, rows)
     assert second.task.template == expected
     assert not (second.directory / "adapter" / "tokenizer").exists()
+
+
+def test_a_run_whose_template_has_changed_is_not_resumed(tmp_path: Path, rows: Path) -> None:
+    base, template = write_base(tmp_path / "base", None), tmp_path / "mine.jinja"
+    template.write_text(CHATML, encoding="utf-8")
+    directory = run(tmp_path / "run", base, rows, chat_template=str(template)).directory
+    (directory / "results.json").unlink()  # as if it had been stopped behind its last checkpoint
+    template.write_text("{# changed #}" + CHATML, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="labels or chat template"):
+        run(tmp_path / "run", base, rows, resume=True, chat_template=str(template))
 
 
 def test_the_base_s_own_template_is_not_saved_again(tmp_path: Path, rows: Path) -> None:

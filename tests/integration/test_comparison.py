@@ -37,6 +37,13 @@ def test_every_strategy_and_seed_is_run_once_and_measured(recipe_file: Path, tmp
     assert [run["seed"] for run in written["results"]] == [0, 1]
 
 
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(recipe_file: Path) -> None:
+    compare(recipe_file, ["linear-probe"])
+    with pytest.raises(RecipeError, match="not the one that the run began with") as caught:
+        compare(recipe_file, ["linear-probe"], overrides=["training.max_steps=3"])
+    assert "max_steps: 2" in str(caught.value)
+
+
 def test_an_unknown_strategy_stops_the_comparison_before_its_first_run(recipe_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="unknown strategy 'lroa'"):
         compare(recipe_file, ["linear-probe", "lroa"])

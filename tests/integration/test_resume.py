@@ -24,7 +24,7 @@ from adaptkit import runner
 from adaptkit.errors import CheckpointError, PluginError, RecipeError
 from adaptkit.recipe import Recipe, dump_recipe
 from adaptkit.registry import Registry
-from adaptkit.training.checkpoint import read_checkpoint
+from adaptkit.training.checkpoint import latest_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MakeRecipe = Callable[..., Recipe]
@@ -242,6 +242,19 @@ def test_a_damaged_checkpoint_is_refused_with_the_file(
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
         runner.run(chosen, resume=True)
+
+
+def test_time_and_memory_before_the_stop_count(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe("linear-probe", epochs=1)
+    stopped_at(2, chosen, monkeypatch)
+    path = latest_checkpoint(Path(chosen.output) / "checkpoints")
+    assert path is not None
+    session = read_checkpoint(path)["session"]
+    assert session["seconds"] > 0
+    monkeypatch.setattr("adaptkit.session.peak_memory_bytes", lambda device: 1)
+    results = runner.run(chosen, resume=True).results
+    assert results["peak_memory_bytes"] == session["peak_memory_bytes"] > 1
+    assert results["seconds"] > session["seconds"]
 
 
 def test_nothing_to_resume_is_an_error(recipe: MakeRecipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import date
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def learned(chat: ChatText, tokenizer: Any) -> list[str]:
         else:
             runs[-1].append(label)
     return [tokenizer.decode(run) for run in runs if run]
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day() -> None:
+    dated = ChatTemplate(tokenizer_of("chatml"), "{{ strftime_now('%d %b %Y, %A') }}" + CHATML)
+    assert dated.render(DIALOGUE[:1]).startswith(f"{date(2024, 7, 26):%d %b %Y, %A}<|im_start|>")
 
 
 # -- what is learned -----------------------------------------------------------------------------------

@@ -314,6 +314,20 @@ def test_a_file_that_only_says_it_is_parquet_is_an_error(tmp_path):
     assert "not readable as Parquet" in problem.found
 
 
+def test_a_quote_that_swallows_rows_of_a_tsv_file_is_named(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text('text\tlabel\n"Great film\t1\nawful\t0\nok, he said"\t1\n', encoding="utf-8")
+    [problem] = problems_of(str(file))
+    assert (problem.where, "closes rows later" in problem.found) == (f"{file}:2", True)
+
+
+def test_a_field_may_be_a_long_document(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text(f"text,label\n{'a ' * 100_000},yes\n", encoding="utf-8")
+    [row] = read_rows(str(file))
+    assert len(row.values["text"]) == 200_000
+
+
 # -- saved data sets -----------------------------------------------------------------------------------
 
 
@@ -332,6 +346,16 @@ def test_a_saved_data_set_gives_label_names_and_row_numbers(saved):
     assert [row.values["label"] for row in rows] == ["pos", "neg", None]
     assert rows[1].where == f"{saved / 'one'}, row 2"
     assert len(read_rows(f"{saved / 'both'}:test")) == 1
+
+
+def test_the_names_of_labels_in_a_list_are_given_too(tmp_path):
+    import datasets
+
+    tags = datasets.ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(tags)})
+    rows = {"tokens": [["Ada", "met"], ["she"]], "tags": [[1, 0], [-1]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "tagged")
+    assert [row.values["tags"] for row in read_rows(str(tmp_path / "tagged"))] == [["B-PER", "O"], [None]]
 
 
 def test_of_several_splits_none_is_guessed(saved):

@@ -67,6 +67,12 @@ def test_the_tasks_own_roles_are_a_format_of_that_name() -> None:
     assert read(SEQ2SEQ, {"source": "a", "target": "b"})[1] == "source+target"
 
 
+def test_what_the_system_says_stands_in_front_of_a_prompt() -> None:
+    row = {"prompt": "why?", "completion": "because", "system": "Be brief."}
+    system = {"role": "system", "content": "Be brief."}
+    assert messages(row, "prompt-completion") == [system, USER, ASSISTANT]
+
+
 @pytest.mark.parametrize("completion", ["completion", "response"])
 @pytest.mark.parametrize("prompt", ["why?", [USER]])
 @pytest.mark.parametrize("answer", ["because", [ASSISTANT]])
@@ -163,7 +169,7 @@ def test_columns_that_fit_nothing_are_answered_with_what_each_format_needs() -> 
     for line in (
         "messages: messages",
         "alpaca: instruction, output or response (perhaps input, system)",
-        "prompt-completion: prompt, completion or response",
+        "prompt-completion: prompt, completion or response (perhaps system)",
         "sharegpt: conversations or conversation (perhaps system)",
     ):
         assert line in problem.allowed.splitlines()

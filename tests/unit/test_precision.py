@@ -33,7 +33,13 @@ def chosen(
     strategy: type[Frozen], *, fast: bool, monkeypatch: pytest.MonkeyPatch, stored: str | None = None, **training: Any
 ) -> tuple[str, bool]:
     monkeypatch.setattr(precision, "fast_bf16", lambda device: fast)
-    recipe = Recipe(
+    recipe = recipe_of(strategy, stored, **training)
+    numerics = choose_numerics(recipe, strategy(recipe.strategy))
+    return numerics.precision, numerics.bf16
+
+
+def recipe_of(strategy: type[Frozen], stored: str | None, **training: Any) -> Recipe:
+    return Recipe(
         model={"name": "base", "precision": stored},  # type: ignore[arg-type]
         task=TaskOptions(name="sorting"),
         data={"train": "rows.jsonl"},  # type: ignore[arg-type]
@@ -41,8 +47,6 @@ def chosen(
         training=training,  # type: ignore[arg-type]
         output="runs/one",
     )
-    numerics = choose_numerics(recipe, strategy(recipe.strategy))
-    return numerics.precision, numerics.bf16
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,16 @@ def test_what_a_recipe_leaves_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert chosen(strategy, fast=fast, monkeypatch=monkeypatch, stored=stored, compute=compute) == expected
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_run_writes_down_what_its_machine_chose(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, strategy = recipe_of(Packed, None), Packed(StrategyOptions(name="frozen"))
+    monkeypatch.setattr(precision, "fast_bf16", lambda device: fast)
+    written = precision.settle(recipe, strategy)
+    monkeypatch.setattr(precision, "fast_bf16", lambda device: not fast)
+    assert precision.settle(written, strategy) == written
+    assert choose_numerics(written, strategy).bf16 == fast
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -48,6 +48,25 @@ def test_an_override_wins_over_the_file(path: Path, overrides: Any, key: str, va
     assert found == value
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        (["strategy=full"], None),
+        (["strategy={name: full}"], None),
+        (["strategy=full", "training.learning_rate=1e-4"], 1e-4),
+        (["training.learning_rate=1e-4", "strategy.name=full"], 1e-4),
+        (["strategy=full", "training={learning_rate: 1e-4}"], 1e-4),
+        (["strategy=lora"], 1e-3),
+        (["strategy.r=4"], 1e-3),
+    ],
+)
+def test_another_strategy_leaves_the_learning_rate_behind_that_was_the_first_ones(
+    path: Path, overrides: Any, rate: float | None
+) -> None:
+    text = GOOD.replace("epochs: 2", "learning_rate: 1e-3")
+    assert load(path, text, overrides).training.learning_rate == rate
+
+
 @pytest.mark.parametrize("text", [GOOD, SHORT])
 @pytest.mark.parametrize(
     "overrides",

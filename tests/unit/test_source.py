@@ -240,6 +240,19 @@ def test_a_token_that_is_there_already_is_not_new(tiny_bert: Path) -> None:
     assert len(error.value.problems) == 2
 
 
+def test_rotary_frequencies_of_random_weights_in_bf16_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = new(
+        "llama", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    )
+    model: Any = load_model(AutoModelForCausalLM, source, tiny.numerics("bf16"))[0]
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.rotary_emb.inv_freq, again.model.rotary_emb.inv_freq)
+
+
 def test_random_weights_are_not_quantised(recipe: Any) -> None:
     made: Recipe = recipe("full")
     assert made.model.precision == "fp32"

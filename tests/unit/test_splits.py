@@ -7,21 +7,20 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adaptkit.data.splits import fingerprints, load_rows, load_split, load_splits
 from adaptkit.errors import DataError
-from adaptkit.formats import adaptkit_register_formats
 from adaptkit.recipe import DataSpec
+from adaptkit.registry import load_registry
 from adaptkit.task import Row
 
-TASK: Any = SimpleNamespace(roles=("text",), label_roles=("label",), optional_roles=("text_pair",))
-CHAT: Any = SimpleNamespace(roles=("messages",), label_roles=(), optional_roles=())
-FORMATS: dict[str, Any] = {}
-adaptkit_register_formats(lambda cls: FORMATS.setdefault(cls.name, cls))
+REGISTRY = load_registry()
+TASK: Any = REGISTRY.make_task(REGISTRY.task_options("text-classification")(name="text-classification"))
+CHAT: Any = REGISTRY.make_task(REGISTRY.task_options("sft")(name="sft"))
+FORMATS = REGISTRY.format_classes()
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +230,22 @@ def test_rows_to_predict_may_have_a_format_of_their_own() -> None:
     source = write("new.jsonl", [{"prompt": "why?"}])
     [row] = load_rows(source, DataSpec(train="a.jsonl"), CHAT, FORMATS, labelled=False)
     assert row.values == {"messages": [{"role": "user", "content": "why?"}]}
+
+
+@pytest.mark.parametrize("data", [{"format": "alpaca"}, {"columns": {"messages": "dialog"}}])
+def test_they_may_be_written_otherwise_than_the_recipe_says_of_its_own(data: dict[str, Any]) -> None:
+    source = write("new.jsonl", [{"messages": [{"role": "user", "content": "why?"}]}])
+    [row] = load_rows(source, DataSpec(train="a.jsonl", **data), CHAT, FORMATS, labelled=False)
+    assert row.values["messages"][0]["content"] == "why?"
+
+
+def test_one_question_with_several_answers_never_stands_on_two_sides() -> None:
+    questions = [f"question {number}" for number in range(30)]
+    source = write("a.jsonl", [{"prompt": q, "completion": f"answer {n}"} for q in questions for n in range(4)])
+    splits = load_splits(DataSpec(train=source, evaluation=0.3), CHAT, FORMATS)
+    asked = [{row.values["messages"][0]["content"] for row in rows} for rows in (splits.train, splits.evaluation)]
+    assert asked[0] | asked[1] == set(questions)
+    assert not asked[0] & asked[1]
 
 
 def test_every_source_has_one_fingerprint() -> None:
