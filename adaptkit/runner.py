@@ -23,6 +23,7 @@ from adaptkit.recipe import Recipe, dump_recipe, load_recipe
 from adaptkit.registry import Registry, load_registry
 
 if TYPE_CHECKING:
+    from adaptkit.session import Session
     from adaptkit.strategy import Strategy
     from adaptkit.task import Splits, Task
 
@@ -57,36 +58,32 @@ def run(
         folder = folder.next_free()
         recipe = recipe.model_copy(update={"output": str(folder.path)})
     strategy, task = choose(recipe, registry)
-    splits = check(recipe, strategy, task, registry)
+    splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
+    _open_folder(folder, resume=resume)
     console = console or Console()
     with console.status("loading the libraries"):
         from adaptkit.session import Session
 
         recipe = settled(recipe, registry)
-    _open_folder(folder, recipe, resume=resume)
+    if not resume:
+        write_text(folder.recipe, dump_recipe(recipe))
+    else:
+        check_same(folder, recipe)
     if resume and folder.results.is_file():
         logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
         return Run(folder.path)
 
-    session = None
-    try:
-        session = Session(
-            recipe=recipe,
-            registry=registry,
-            strategy=strategy,
-            task=task,
-            splits=splits,
-            data=fingerprints(recipe.data),
-            folder=folder,
-            console=console,
-        )
-        results = session.train(resume=resume)
-    except BaseException as error:
-        if session is not None:
-            registry.fire_error(session.info, error)
-        if not resume:
-            folder.release()
-        raise
+    session = Session(
+        recipe=recipe,
+        registry=registry,
+        strategy=strategy,
+        task=task,
+        splits=splits,
+        data=data,
+        folder=folder,
+        console=console,
+    )
+    results = _train(session, resume=resume)
     results["seconds"] = session.seconds_before + time.monotonic() - started
     write_text(folder.card, model_card(recipe, results, str(folder.path)))
     write_json(folder.results, results)
@@ -188,16 +185,23 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Re
     return splits
 
 
-def _open_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
-    """Claims the folder for a new run, or makes sure that it holds the run that is to be resumed."""
+def _train(session: Session, *, resume: bool) -> dict[str, Any]:
+    try:
+        return session.train(resume=resume)
+    except BaseException as error:
+        session.registry.fire_error(session.info, error)
+        if not resume:
+            session.folder.release()
+        raise
+
+
+def _open_folder(folder: RunFolder, *, resume: bool) -> None:
+    """Claims the folder for a new run, or makes sure that it holds one to be resumed."""
     if not resume:
         folder.claim()
-        write_text(folder.recipe, dump_recipe(recipe))
-        return
-    if not folder.recipe.is_file():
+    elif not folder.recipe.is_file():
         raise RecipeError(
             f"there is no run to resume in {str(folder.path)!r}",
             where="output",
             fix="start it without --resume, or name the folder of the run: output=runs/NAME",
         )
-    check_same(folder, recipe)

@@ -23,7 +23,8 @@ class GenerationOptions(TaskOptions):
 
     metrics: list[str] = Field(
         ["chrf"],
-        description="Figures that compare generated texts with the wanted ones; `adaptkit metrics` lists them.",
+        description="Figures that compare generated texts with the wanted ones, these as the tokenizer reads them and "
+        "as long as they were left; `adaptkit metrics` lists them.",
     )
     generate_rows: int = Field(
         200, ge=0, description="Evaluation rows for which a text is generated; the loss is over all rows."
