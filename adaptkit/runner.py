@@ -65,13 +65,13 @@ def run(
         from adaptkit.session import Session
 
         recipe = settled(recipe, registry)
-    if not resume:
-        write_text(folder.recipe, dump_recipe(recipe))
-    else:
+    if resume:
         check_same(folder, recipe)
-    if resume and folder.results.is_file():
-        logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
-        return Run(folder.path)
+        if folder.results.is_file():
+            logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
+            return Run(folder.path)
+    else:
+        write_text(folder.recipe, dump_recipe(recipe))
 
     session = Session(
         recipe=recipe,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.folder import RunFolder
-from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS, sha256
+from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
+from adaptkit.data.digest import file_sha256
 from adaptkit.data.splits import load_rows, load_split
 from adaptkit.errors import CheckpointError, DataError
 from adaptkit.recipe import Recipe, parse_recipe
@@ -211,7 +212,7 @@ class Run:
         fix = "restore the file from a copy, or run the recipe again"
         if not path.is_file():
             raise CheckpointError("the adapter's tensors are missing", where=str(path), fix=fix)
-        if sha256(path) != self._record.get("tensors"):
+        if file_sha256(path) != self._record.get("tensors"):
             raise CheckpointError("the adapter's tensors have changed since they were saved", where=str(path), fix=fix)
         tensors: dict[str, Tensor] = load_file(path)
         return tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.folder import write_json
+from adaptkit.data.digest import file_sha256
 from adaptkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def save_adapter(
                 "family": adapted.base.family,
                 "precision": adapted.base.precision,
             },
-            "tensors": sha256(staged / TENSORS),
+            "tensors": file_sha256(staged / TENSORS),
             "strategy": {"name": strategy.name, "distribution": origin.distribution, "version": origin.version},
             "data": dict(data),
             "versions": library_versions(),
@@ -93,12 +93,6 @@ def _save_tokenizer(adapted: AdaptedModel, folder: Path) -> None:
             (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     elif source.spec.new_tokens or templated:
         tokenizer.save_pretrained(folder)
-
-
-def sha256(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def library_versions() -> dict[str, str]:

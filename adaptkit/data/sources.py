@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptkit.data.digest import file_sha256
 from adaptkit.data.problems import data_error, enumerate_names
 from adaptkit.data.readers import READERS
 from adaptkit.errors import DataError, Problem, did_you_mean
@@ -61,11 +62,11 @@ def fingerprint(source: str) -> str:
     name, _ = _resolve(source)
     path = _local(name)
     if path.is_file():
-        return _sha256(path)
+        return file_sha256(path)
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n".encode())
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
     else:
         for row in read_rows(source):
             digest.update(json.dumps(row.values, sort_keys=True, default=str).encode() + b"\n")
@@ -214,8 +215,3 @@ def _choose_split(loaded: Any, name: str, split: str | None) -> Dataset:
         allowed=enumerate_names([f"{name}:{known}" for known in splits]) or f"{name!r}: it has no splits",
         fix=did_you_mean(split or "", splits) or "name the source as it stands under 'allowed'",
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,6 @@ every other file. Without a valid manifest it does not exist. What a crash leave
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from adaptkit.data.digest import file_sha256
 from adaptkit.errors import CheckpointError, Problem
 from adaptkit.training.serialization import load_nested, save_nested
 
@@ -130,7 +130,7 @@ def _seal(staging: Path, step: int) -> None:
     files = {}
     for file in sorted(staging.iterdir()):
         _fsync(file)
-        files[file.name] = {"sha256": _sha256(file), "size": file.stat().st_size}
+        files[file.name] = {"sha256": file_sha256(file), "size": file.stat().st_size}
     manifest = staging / MANIFEST
     manifest.write_text(json.dumps({**FORMAT, "step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
     _fsync(manifest)
@@ -172,11 +172,6 @@ def _fsync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -247,4 +242,4 @@ def _difference(file: Path, entry: Mapping[str, Any]) -> str | None:
         return "is not a regular file"
     if status.st_size != entry["size"]:
         return f"has {status.st_size} bytes, the manifest says {entry['size']}"
-    return None if _sha256(file) == entry["sha256"] else "has changed since it was written"
+    return None if file_sha256(file) == entry["sha256"] else "has changed since it was written"
