@@ -69,12 +69,13 @@ SCRATCH = Variant(("model.init=random",), "-scratch")
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "spam": (PLAIN,),
     "pos-tagging": (PLAIN, *strategies("full", "qlora", "last-layers", "prefix-tuning", "linear-probe")),
-    "shakespeare": (PLAIN, *strategies(qlora="2e-3", full="1e-4", last_layers="2e-4", prefix_tuning="5e-3")),
+    "shakespeare": (PLAIN, *strategies(qlora="2e-3", full="1e-4", last_layers="2e-4"), *strategies("prefix-tuning")),
     "chitchat": (PLAIN,),
     "pretrain-bert": (PLAIN,),
     "finetune-bert": (
         PLAIN,
         SCRATCH,
+        Variant(("model.init=random", "training.learning_rate=1e-3"), "-scratch-faster"),
         Variant(("strategy=linear-probe",), "-probe"),
         Variant(("strategy=linear-probe", "model.init=random"), "-probe-scratch"),
     ),
