@@ -69,7 +69,7 @@ SCRATCH = Variant(("model.init=random",), "-scratch")
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "spam": (PLAIN,),
     "pos-tagging": (PLAIN, *strategies("full", "qlora", "last-layers", "prefix-tuning", "linear-probe")),
-    "shakespeare": (PLAIN, *strategies(qlora="2e-3", full="1e-4", last_layers="2e-4"), *strategies("prefix-tuning")),
+    "shakespeare": (PLAIN, *strategies(qlora="2e-3")),
     "chitchat": (PLAIN,),
     "pretrain-bert": (PLAIN,),
     "finetune-bert": (
