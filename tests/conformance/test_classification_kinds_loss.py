@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import texts
+import tiny
 import torch
 from torch import Tensor
 
@@ -29,7 +30,9 @@ def test_the_gradient_does_not_depend_on_the_cut_into_micro_batches(kind: Any, m
     task = TextClassification(TextClassificationOptions(name="text-classification", kind=kind))
     task.prepare(Splits(rows), texts.DATA)
     source = texts.source(manner)
-    base = load_classifier(source, precision="fp32", seed=0, labels=task.target.outputs, pooling="auto", dropout=0.0)
+    base = load_classifier(
+        source, numerics=tiny.numerics(), seed=0, labels=task.target.outputs, pooling="auto", dropout=0.0
+    )
     features = task.features(rows, texts.DATA, source.tokenizer, 64)
     whole = task.count(task.collate(features, source.tokenizer))
 

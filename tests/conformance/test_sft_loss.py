@@ -58,7 +58,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 @pytest.fixture
 def task() -> Sft:
-    return Sft(SftOptions(name="sft", max_new_tokens=30))
+    made: Sft = load_registry().make_task(SftOptions(name="sft", max_new_tokens=30))
+    return made
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def loaded(manner: str) -> tuple[Any, TokenClassification, list[dict[str, Any]]]
     task = TokenClassification(TokenClassificationOptions(name="token-classification"))
     task.prepare(Splits(rows), texts.DATA)
     source = texts.source(manner, classifier_dropout=0.0)
-    base = load_token_classifier(source, precision="fp32", seed=0, labels=task.tags)
+    base = load_token_classifier(source, numerics=tiny.numerics(), seed=0, labels=task.tags)
     return base, task, task.features(rows, texts.DATA, source.tokenizer, 128)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import texts
+import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -87,12 +88,12 @@ LABELS = ["dull", "fine", "great"]
 
 def load(folder: Path, pooling: Any) -> Any:
     source = open_source(ModelSpec(name=str(folder)))
-    return load_classifier(source, precision="fp32", seed=0, labels=LABELS, pooling=pooling, dropout=0.1)
+    return load_classifier(source, numerics=tiny.numerics(), seed=0, labels=LABELS, pooling=pooling, dropout=0.1)
 
 
 def load_random(manner: str, pooling: Any, seed: int = 0) -> Any:
     source = texts.source(manner)
-    return load_classifier(source, precision="fp32", seed=seed, labels=LABELS, pooling=pooling, dropout=0.1)
+    return load_classifier(source, numerics=tiny.numerics(), seed=seed, labels=LABELS, pooling=pooling, dropout=0.1)
 
 
 @pytest.mark.parametrize("pooling", ["auto", "native", "cls", "mean", "last"])
@@ -155,7 +156,7 @@ def test_a_head_that_comes_with_the_base_is_kept_for_the_same_labels_alone(train
     saved = load_file(trained_head / "model.safetensors")["classifier.weight"]
 
     def loaded(*labels: str) -> Any:
-        return load_classifier(source, precision="fp32", seed=0, labels=labels, pooling="auto", dropout=0.0)
+        return load_classifier(source, numerics=tiny.numerics(), seed=0, labels=labels, pooling="auto", dropout=0.0)
 
     same, others, fewer = loaded(*LABELS), loaded("a", "b", "c"), loaded("a", "b")
     assert same.new_parameters == ()
@@ -168,7 +169,9 @@ def test_a_head_that_comes_with_the_base_is_kept_for_the_same_labels_alone(train
 def test_a_head_for_other_labels_that_would_be_quantised_is_refused(trained_head: Path) -> None:
     source = open_source(ModelSpec(name=str(trained_head)))
     with pytest.raises(ModelError, match="head for other labels, which is stored as nf4"):
-        load_classifier(source, precision="nf4", seed=0, labels=["a", "b", "c"], pooling="auto", dropout=0.0)
+        load_classifier(
+            source, numerics=tiny.numerics("nf4"), seed=0, labels=["a", "b", "c"], pooling="auto", dropout=0.0
+        )
 
 
 def test_an_encoder_decoder_is_pooled_over_its_encoder_alone() -> None:
@@ -182,5 +185,5 @@ def test_an_architecture_without_a_classification_model_is_pooled_instead() -> N
     subject = replace(texts.source("t5"), config=PegasusConfig(vocab_size=340, d_model=16), family="encoder-decoder")
     assert default_pooling(subject) == "mean"
     with pytest.raises(ModelError, match="no classification model for 'pegasus'") as caught:
-        load_classifier(subject, precision="fp32", seed=0, labels=LABELS, pooling="native", dropout=0.0)
+        load_classifier(subject, numerics=tiny.numerics(), seed=0, labels=LABELS, pooling="native", dropout=0.0)
     assert "mean" in str(caught.value.problems[0].allowed)
