@@ -61,10 +61,15 @@ def run(
     splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
     _open_folder(folder, resume=resume)
     console = console or Console()
-    with console.status("loading the libraries"):
-        from adaptkit.session import Session
+    try:
+        with console.status("loading the libraries"):
+            from adaptkit.session import Session
 
-        recipe = settled(recipe, registry)
+            recipe = settled(recipe, registry)
+    except BaseException:
+        if not resume:
+            folder.release()
+        raise
     if resume:
         check_same(folder, recipe)
         if folder.results.is_file():

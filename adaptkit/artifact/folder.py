@@ -83,7 +83,7 @@ class RunFolder:
     def release(self) -> None:
         """Gives the folder up where a run has left only what it began with: it ended before its first step."""
         begun_with = {self.recipe.name, self.tokenizer.name}
-        if self.recipe.is_file() and {entry.name for entry in self.path.iterdir()} <= begun_with:
+        if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= begun_with:
             shutil.rmtree(self.path)
 
     def next_free(self) -> RunFolder:

@@ -106,7 +106,7 @@ def early_stopped(
         pytest.param("prune_checkpoints", 2, id="with one checkpoint too many"),
         pytest.param("prune_checkpoints", 3, id="with one too many after the last step"),
         pytest.param("_keep", 1, id="after it has stopped early"),
-        pytest.param("sha256", 1, id="while the artifact is written"),
+        pytest.param("_save_tokenizer", 1, id="while the artifact is written"),
         pytest.param("library_versions", 1, id="while its provenance is written"),
     ],
 )
