@@ -61,15 +61,9 @@ def run(
     splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
     _open_folder(folder, resume=resume)
     console = console or Console()
-    try:
-        with console.status("loading the libraries"):
-            from adaptkit.session import Session
+    recipe = _load_libraries(recipe, registry, folder, console, resume=resume)
+    from adaptkit.session import Session
 
-            recipe = settled(recipe, registry)
-    except BaseException:
-        if not resume:
-            folder.release()
-        raise
     if resume:
         check_same(folder, recipe)
         if folder.results.is_file():
@@ -188,6 +182,19 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Re
     splits = load_splits(recipe.data, task, registry.format_classes())
     task.prepare(splits, recipe.data)
     return splits
+
+
+def _load_libraries(recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, *, resume: bool) -> Recipe:
+    """Imports all that a run needs, and returns its recipe as it is written down; a failure gives the folder up."""
+    try:
+        with console.status("loading the libraries"):
+            import adaptkit.session  # noqa: F401
+
+            return settled(recipe, registry)
+    except BaseException:
+        if not resume:
+            folder.release()
+        raise
 
 
 def _train(session: Session, *, resume: bool) -> dict[str, Any]:
