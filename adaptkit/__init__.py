@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adaptkit.metric import TextMetric
     from adaptkit.recipe import Recipe
     from adaptkit.runner import run
+    from adaptkit.strategies._peft import PeftStrategy
     from adaptkit.strategy import AdaptContext, Capabilities, FeaturePoint, Strategy, StrategyOptions
     from adaptkit.task import LossSum, Metrics, Row, Splits, Task, TaskOptions
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Format": "adaptkit.format",
     "LossSum": "adaptkit.task",
     "Metrics": "adaptkit.task",
+    "PeftStrategy": "adaptkit.strategies._peft",
     "Recipe": "adaptkit.recipe",
     "Row": "adaptkit.task",
     "Run": "adaptkit.artifact.run",
@@ -56,6 +58,7 @@ __all__ = [
     "Format",
     "LossSum",
     "Metrics",
+    "PeftStrategy",
     "Recipe",
     "Row",
     "Run",

@@ -55,6 +55,7 @@ class Capabilities:
         changes_base: Trains tensors of the base itself; the base cannot be shared with another run.
         can_disable: `disabled` gives the base's behaviour.
         generates: Works in autoregressive generation with a cache.
+        starts_as_base: Behaves as the base does before the first step.
     """
 
     families: frozenset[Family] = frozenset({"encoder", "decoder", "encoder-decoder"})
@@ -67,6 +68,7 @@ class Capabilities:
     changes_base: bool = False
     can_disable: bool = False
     generates: bool = True
+    starts_as_base: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Full(Strategy[FullOptions]):
 
     name = "full"
     Options = FullOptions
-    capabilities = Capabilities(quantized_base=False, changes_base=True, mergeable=True)
+    capabilities = Capabilities(quantized_base=False, changes_base=True, mergeable=True, starts_as_base=True)
 
     def learning_rate(self, family: Family) -> float:
         """Returns 5e-5 for encoders (the highest of BERT's grid, arXiv:1810.04805), 2e-5 for others."""

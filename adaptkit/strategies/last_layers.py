@@ -25,7 +25,7 @@ class LastLayers(Strategy[LastLayersOptions]):
 
     name = "last-layers"
     Options = LastLayersOptions
-    capabilities = Capabilities(quantized_base=False, changes_base=True, mergeable=True)
+    capabilities = Capabilities(quantized_base=False, changes_base=True, mergeable=True, starts_as_base=True)
 
     def learning_rate(self, family: Family) -> float:
         """Returns twice the rate of full fine-tuning: fewer parameters move, and they are the last to."""

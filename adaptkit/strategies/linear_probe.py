@@ -20,7 +20,7 @@ class LinearProbe(Strategy[LinearProbeOptions]):
     name = "linear-probe"
     Options = LinearProbeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"text-classification", "token-classification"}), packing=True, generates=False
+        tasks=frozenset({"text-classification", "token-classification"}), generates=False, starts_as_base=True
     )
 
     def learning_rate(self, family: Family) -> float:

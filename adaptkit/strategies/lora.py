@@ -15,7 +15,7 @@ class Lora(LowRank[LoraOptions]):
 
     name = "lora"
     Options = LoraOptions
-    capabilities = Capabilities(mergeable=True, can_disable=True)
+    capabilities = Capabilities(mergeable=True, can_disable=True, starts_as_base=True)
 
     def learning_rate(self, family: Family) -> float:
         """Returns about ten times that of full fine-tuning, more on small encoders ("LoRA Without Regret")."""

@@ -22,7 +22,7 @@ class QLora(LowRank[QLoraOptions]):
 
     name = "qlora"
     Options = QLoraOptions
-    capabilities = Capabilities(can_disable=True)
+    capabilities = Capabilities(can_disable=True, starts_as_base=True)
 
     def base_precision(self) -> Precision:
         """Returns NF4."""
