@@ -133,6 +133,8 @@ class Strategy(ABC, Generic[OptionsT]):
         capabilities: What it can do.
         trains_new_parameters: Whether the framework makes newly initialised parameters (a fresh head) trainable.
         unavailable: Why it cannot be chosen although its name is known; None: it can.
+        known_failures: Conformance checks that it cannot pass, each with the reason: ``check_copy``, or on one of the
+            tiny bases only ``check_copy on t5``.
     """
 
     name: ClassVar[str]
@@ -140,6 +142,7 @@ class Strategy(ABC, Generic[OptionsT]):
     capabilities: ClassVar[Capabilities] = Capabilities()
     trains_new_parameters: ClassVar[bool] = True
     unavailable: ClassVar[str | None] = None
+    known_failures: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -147,15 +150,24 @@ class Strategy(ABC, Generic[OptionsT]):
     # -- before the model is loaded ------------------------------------------------------------------
 
     def base_precision(self) -> Precision | None:
-        """Returns the storage of the base that the strategy needs; None: what the recipe says."""
+        """Returns the storage of the base that the strategy needs; None: what the recipe says.
+
+        Called before the base is loaded.
+        """
         return None
 
     def learning_rate(self, family: Family) -> float:
-        """Returns the peak learning rate of a recipe that names none."""
+        """Returns the peak learning rate of a recipe that names none.
+
+        Called when a recipe is read, as soon as the family of its base is known.
+        """
         return 1e-3
 
     def extra_positions(self) -> int:
-        """Returns how many of the base's positions the strategy takes for itself (virtual tokens in the sequence)."""
+        """Returns how many of the base's positions the strategy takes for itself (virtual tokens in the sequence).
+
+        Called before rows are cut to the length of the base.
+        """
         return 0
 
     # -- what trains ---------------------------------------------------------------------------------
@@ -163,6 +175,9 @@ class Strategy(ABC, Generic[OptionsT]):
     @abstractmethod
     def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
         """Says what trains: freezes, injects. Structure only; it must also work on the meta device.
+
+        Called whenever a model is built: when a run begins, when it is resumed, when its artifact is loaded. Random
+        numbers that are drawn here are a function of the run's seed.
 
         Args:
             model: The base with the task's head, every parameter frozen.
@@ -189,12 +204,17 @@ class Strategy(ABC, Generic[OptionsT]):
     def parameter_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]] | None:
         """Returns optimizer groups in which each trainable parameter stands exactly once.
 
-        None: one group with weight decay and one (biases, norms) without.
+        Called once in each process that trains, after `adapt` and before `initialize`. The recipe's schedule scales
+        the rate of every group alike. None: one group with weight decay and one (biases, norms) without.
         """
         return None
 
     def make_optimizer(self, groups: list[dict[str, Any]], settings: TrainingSpec) -> Optimizer | None:
-        """Returns an optimizer of the strategy's own; None: the one that the recipe names."""
+        """Returns an optimizer of the strategy's own; None: the one that the recipe names.
+
+        Called once, with the groups, `parameter_groups`' or the framework's. The state of the optimizer is saved with
+        every checkpoint: tensors and plain values only.
+        """
         return None
 
     # -- during training -----------------------------------------------------------------------------
@@ -208,7 +228,10 @@ class Strategy(ABC, Generic[OptionsT]):
         """
 
     def extra_loss(self, model: nn.Module) -> Tensor | None:
-        """Returns a scalar that is added to the loss once per optimizer step; None: nothing."""
+        """Returns a scalar that is added to the loss once per optimizer step; None: nothing.
+
+        Called after the micro-batches of the step have gone backward.
+        """
         return None
 
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -224,6 +247,8 @@ class Strategy(ABC, Generic[OptionsT]):
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns what is saved: all that may ever train and every tensor that `adapt` added.
 
+        Called before the first step, with every checkpoint, and when the artifact is saved; by default also when it is
+        loaded, by `load_state`. What is neither trained nor returned must not change.
         The default takes every parameter with ``requires_grad``, under its own name. A strategy that
         narrows what trains, or that adds frozen tensors or buffers, names them itself.
         """
@@ -231,6 +256,9 @@ class Strategy(ABC, Generic[OptionsT]):
 
     def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Copies what `state` gave back into an adapted model, bit for bit.
+
+        Called when a run is resumed, when it goes back to its best step, and when its artifact is loaded. The default
+        copies into the tensors that `state` returns, which must therefore be the model's own, not copies.
 
         Raises:
             CheckpointError: A key is missing, unexpected, or has another shape.
@@ -240,26 +268,44 @@ class Strategy(ABC, Generic[OptionsT]):
         copy_state(self.state(model), state)
 
     def training_state(self) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-        """Returns what only a resumed run needs, as tensors and as JSON: importance scores, schedules."""
+        """Returns what only a resumed run needs, as tensors and as JSON: importance scores, schedules.
+
+        Called with every checkpoint.
+        """
         return {}, {}
 
     def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, JSON]) -> None:
-        """Takes back what `training_state` gave; the tensors are on the CPU."""
+        """Takes back what `training_state` gave; the tensors are on the CPU.
+
+        Called when a run is resumed, after `load_state`.
+        """
 
     def adapter_files(self, model: nn.Module) -> dict[str, JSON]:
-        """Returns JSON files, by name, by which other libraries read the saved tensors (``adapter_config.json``)."""
+        """Returns JSON files, by name, by which other libraries read the saved tensors (``adapter_config.json``).
+
+        Called when the artifact is saved.
+        """
         return {}
 
     # -- what else can be done with an adapted model -------------------------------------------------
 
     def frozen_features(self, model: nn.Module) -> FeaturePoint | None:
-        """Returns where the frozen part ends, so that its output can be cached; None: it cannot."""
+        """Returns where the frozen part ends, so that its output can be cached; None: it cannot.
+
+        Called once in each process that trains, before `initialize`.
+        """
         return None
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Returns a context in which the model behaves as the base does (capability ``can_disable``)."""
+        """Returns a context in which the model behaves as the base does (capability ``can_disable``).
+
+        Called where the base's own answer is wanted beside the adapted one; never by the training loop.
+        """
         raise NotImplementedError(f"{self.name} cannot be switched off")
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """Folds the adapter into the base and returns a plain model (capability ``mergeable``)."""
+        """Folds the adapter into the base and returns a plain model (capability ``mergeable``).
+
+        Called when a finished run becomes the base of another.
+        """
         raise NotImplementedError(f"{self.name} cannot be merged")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.artifact.folder import write_text
-from benchmarks.cells import FAULT, PRECISIONS, REFUSED, WORKS, Cell, Outcome, Workshop, all_cells
+from benchmarks.cells import FAULT, PRECISIONS, REFUSED, WORKS, Cell, Outcome, Trials, all_cells
 from benchmarks.report import machine, replace_block
 
 DOCUMENT = Path("docs/support.md")
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> None:
 def run(strategies: Sequence[str]) -> Iterator[Outcome]:
     """Yields the outcome of every cell, and prints faults as they come."""
     with tempfile.TemporaryDirectory() as folder:
-        workshop = Workshop(Path(folder))
-        for cell in all_cells(workshop.registry, strategies):
-            outcome = workshop.outcome(cell)
+        trials = Trials(Path(folder))
+        for cell in all_cells(trials.registry, strategies):
+            outcome = trials.outcome(cell)
             if outcome.state == FAULT:
                 print(f"fault: {cell.strategy}, {cell.family}, {cell.task}, {cell.precision}: {outcome.reason}")
             yield outcome

@@ -25,7 +25,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def machine() -> str:
     """Returns processor, cores and versions in one line."""
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return f"{_processor()}, {_cores()} cores, {platform.system()}, Python {platform.python_version()}, {libraries}"
+    cores = f"{_cores()} core{'s' * (_cores() > 1)}"
+    return f"{_processor()}, {cores}, {platform.system()}, Python {platform.python_version()}, {libraries}"
 
 
 def replace_block(name: str, body: str, path: Path = README) -> None:

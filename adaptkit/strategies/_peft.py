@@ -83,12 +83,16 @@ class PeftStrategy(Strategy[OptionsT]):
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
         """Returns a context without the adapter; the head stays as trained."""
+        if not self.capabilities.can_disable:
+            return super().disabled(model)
         from adaptkit.models.peft_adapter import disabled_layers
 
         return disabled_layers(model)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Adds the adapter's weights to the base's and takes PEFT's layers out again."""
+        if not self.capabilities.mergeable:
+            return super().merge(model)
         from adaptkit.models.peft_adapter import merge_layers
 
         return merge_layers(model)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adaptkit.registry import load_registry
-from benchmarks.cells import FAMILIES, FAULT, PRECISIONS, WORKS, Cell, Outcome, Workshop, all_cells, rows_by_task
+from benchmarks.cells import FAMILIES, FAULT, PRECISIONS, WORKS, Cell, Outcome, Trials, all_cells, rows_by_task
 from benchmarks.matrix import DOCUMENT, RESULTS, as_json, dump, from_json, report
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +45,8 @@ SAMPLE = sample()
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("matrix"))
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(tmp_path_factory.mktemp("matrix"))
 
 
 def test_no_combination_is_untested() -> None:
@@ -72,9 +72,9 @@ def test_the_sample_has_every_task_family_and_precision() -> None:
 
 
 @pytest.mark.parametrize("cell", SAMPLE, ids=lambda cell: f"{cell.strategy}-{cell.family}-{cell.task}-{cell.precision}")
-def test_a_cell_does_what_the_documentation_says(workshop: Workshop, cell: Cell) -> None:
+def test_a_cell_does_what_the_documentation_says(trials: Trials, cell: Cell) -> None:
     recorded = next(outcome for outcome in OUTCOMES if outcome.cell == cell)
-    assert workshop.outcome(cell) == recorded
+    assert trials.outcome(cell) == recorded
 
 
 def test_the_page_is_the_one_of_the_recorded_results() -> None:
@@ -86,10 +86,10 @@ def test_the_recorded_results_are_read_as_they_were_written() -> None:
     assert as_json(OUTCOMES).items() <= RECORDED.items()
 
 
-def test_a_fault_is_told_and_does_not_pass_for_a_refusal(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_told_and_does_not_pass_for_a_refusal(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.strategy import Strategy
 
     monkeypatch.setattr(Strategy, "load_state", lambda *_: None)
-    outcome = workshop.outcome(Cell("lora", "encoder", "text-classification", "fp32"))
+    outcome = trials.outcome(Cell("lora", "encoder", "text-classification", "fp32"))
     assert outcome.state == FAULT
     assert "after loading" in outcome.reason
