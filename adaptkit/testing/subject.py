@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,15 @@ class Subject:
     base_name: str = "bert"
     trainable_parameters: Callable[[nn.Module, AdaptContext], int] | None = None
 
-    def __str__(self) -> str:
-        return f"{self.strategy.name} on {self.base_name}"
+    @property
+    def name(self) -> str:
+        """The name of the strategy."""
+        return self.strategy.name
+
+    @property
+    def known_failures(self) -> Mapping[str, str]:
+        """What the strategy says it cannot pass."""
+        return self.strategy.known_failures
 
     @property
     def capabilities(self) -> Capabilities:
@@ -144,8 +151,8 @@ class Subject:
 def subjects(
     strategy: type[Strategy[Any]] | Strategy[Any],
     trainable_parameters: Callable[[nn.Module, AdaptContext], int] | None = None,
-) -> Iterator[Subject]:
-    """Yields a strategy on every tiny base.
+) -> list[Subject]:
+    """Returns a strategy on every tiny base.
 
     Args:
         strategy: A class, which gets its default options, or an instance with the options to be used.
@@ -155,8 +162,7 @@ def subjects(
     if isinstance(strategy, Strategy):
         cls, options = type(strategy), strategy.options.model_dump(mode="json", exclude={"name"}, exclude_unset=True)
     assert isinstance(cls, type)
-    for base in BASES:
-        yield Subject(cls, options, base, trainable_parameters)
+    return [Subject(cls, options, base, trainable_parameters) for base in BASES]
 
 
 @cache
