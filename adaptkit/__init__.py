@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptkit.artifact.run import Run, load
+    from adaptkit.artifact.stack import Stack, stack
     from adaptkit.errors import AdaptkitError
     from adaptkit.format import Format
     from adaptkit.hookspecs import RunInfo, StepRecord, Tracker, hookimpl
     from adaptkit.metric import TextMetric
-    from adaptkit.recipe import Recipe
+    from adaptkit.models.layers import block_stacks, linear_layers
+    from adaptkit.recipe import Recipe, TrainingSpec
     from adaptkit.runner import run
     from adaptkit.strategies._peft import PeftStrategy
-    from adaptkit.strategy import AdaptContext, Capabilities, FeaturePoint, Strategy, StrategyOptions
+    from adaptkit.strategy import AdaptContext, Capabilities, Family, FeaturePoint, Strategy, StrategyOptions
     from adaptkit.task import LossSum, Metrics, Row, Splits, Task, TaskOptions
 
 _HOMES = {
     "AdaptContext": "adaptkit.strategy",
     "AdaptkitError": "adaptkit.errors",
     "Capabilities": "adaptkit.strategy",
+    "Family": "adaptkit.strategy",
     "FeaturePoint": "adaptkit.strategy",
     "Format": "adaptkit.format",
     "LossSum": "adaptkit.task",
@@ -38,6 +41,7 @@ _HOMES = {
     "Run": "adaptkit.artifact.run",
     "RunInfo": "adaptkit.hookspecs",
     "Splits": "adaptkit.task",
+    "Stack": "adaptkit.artifact.stack",
     "StepRecord": "adaptkit.hookspecs",
     "Strategy": "adaptkit.strategy",
     "StrategyOptions": "adaptkit.strategy",
@@ -45,15 +49,20 @@ _HOMES = {
     "TaskOptions": "adaptkit.task",
     "TextMetric": "adaptkit.metric",
     "Tracker": "adaptkit.hookspecs",
+    "TrainingSpec": "adaptkit.recipe",
+    "block_stacks": "adaptkit.models.layers",
     "hookimpl": "adaptkit.hookspecs",
+    "linear_layers": "adaptkit.models.layers",
     "load": "adaptkit.artifact.run",
     "run": "adaptkit.runner",
+    "stack": "adaptkit.artifact.stack",
 }
 
 __all__ = [
     "AdaptContext",
     "AdaptkitError",
     "Capabilities",
+    "Family",
     "FeaturePoint",
     "Format",
     "LossSum",
@@ -64,6 +73,7 @@ __all__ = [
     "Run",
     "RunInfo",
     "Splits",
+    "Stack",
     "StepRecord",
     "Strategy",
     "StrategyOptions",
@@ -71,9 +81,13 @@ __all__ = [
     "TaskOptions",
     "TextMetric",
     "Tracker",
+    "TrainingSpec",
+    "block_stacks",
     "hookimpl",
+    "linear_layers",
     "load",
     "run",
+    "stack",
 ]
 
 

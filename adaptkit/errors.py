@@ -77,7 +77,7 @@ class DataError(AdaptkitError):
 
 
 class PluginError(AdaptkitError):
-    """A plugin did not load, clashes with another one, or raised while it was called."""
+    """A plugin did not load, clashes with another one, breaks its contract in a run, or raised while it was called."""
 
     exit_code = 4
 

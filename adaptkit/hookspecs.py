@@ -9,8 +9,8 @@ A plugin is an installed distribution with an entry point in the group ``adaptki
     def adaptkit_register_strategies(register):
         register(MyStrategy)
 
-The arguments are frozen: one may be added, none is removed without a deprecation. An implementation
-takes only the arguments that it uses. Importing this module imports nothing heavy.
+The arguments are frozen: one may be added, none is removed without a deprecation (docs/hooks.md). An
+implementation takes only the arguments that it uses. Importing this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -90,63 +90,100 @@ class Tracker(Protocol):
 
 
 class Registration:
-    """Called once, when plugins are loaded, before the recipe is read. No implementation imports torch here."""
+    """Called once each time that plugins are loaded, before the recipe is read. No implementation imports torch here.
+
+    An implementation that raises leaves its plugin out, with all that it offers; the other plugins load.
+    """
 
     @hookspec
     def adaptkit_register_strategies(self, register: Callable[[type[Strategy[Any]]], None]) -> None:
-        """Offers strategies: call ``register(cls)`` for each."""
+        """Offers strategies: call ``register(cls)`` for each.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_register_tasks(self, register: Callable[[type[Task[Any]]], None]) -> None:
-        """Offers tasks: call ``register(cls)`` for each."""
+        """Offers tasks: call ``register(cls)`` for each.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_register_formats(self, register: Callable[[type[Format]], None]) -> None:
-        """Offers dataset formats: call ``register(cls)`` for each."""
+        """Offers dataset formats: call ``register(cls)`` for each.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_register_optimizers(self, register: Callable[[str, Callable[..., Any]], None]) -> None:
         """Offers optimizers: ``register(name, factory)``; ``factory(groups, settings)`` returns a torch Optimizer.
 
         ``groups`` are torch parameter groups with their ``lr`` and ``weight_decay``; ``settings`` is the
-        recipe's `TrainingSpec`.
+        recipe's `TrainingSpec`. Since API version 1.
         """
 
     @hookspec
     def adaptkit_register_metrics(self, register: Callable[[type[TextMetric]], None]) -> None:
-        """Offers figures over pairs of texts: call ``register(cls)`` for each."""
+        """Offers figures over pairs of texts: call ``register(cls)`` for each.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_register_trackers(self, register: Callable[[str, Callable[[RunInfo], Tracker]], None]) -> None:
-        """Offers trackers: ``register(name, factory)``; ``factory(run)`` is called when a run that names it begins."""
+        """Offers trackers: ``register(name, factory)``; ``factory(run)`` is called when a run that names it begins.
+
+        Since API version 1.
+        """
 
 
 class Events:
     """Called while a run goes on, on every process, in no promised order; observers only.
 
-    An implementation that raises stops the run after a checkpoint has been saved.
+    All plugins are told, even if one raises. What an implementation raises then stops the run: after a checkpoint has
+    been saved, unless the hook says otherwise.
     """
 
     @hookspec
     def adaptkit_train_begin(self, run: RunInfo) -> None:
-        """Once, before the first step of this process, resumed runs included."""
+        """Once in each process that trains, before its first step, resumed runs included.
+
+        What it raises ends the run without a checkpoint: no step has been taken. Since API version 1.
+        """
 
     @hookspec
     def adaptkit_step_end(self, run: RunInfo, record: StepRecord) -> None:
-        """After every optimizer step, before anything is saved."""
+        """After every optimizer step, before the evaluation and the checkpoint that may follow it.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_evaluated(self, run: RunInfo, metrics: dict[str, float]) -> None:
-        """After every evaluation; ``metrics`` are named ``eval/...``."""
+        """After every evaluation on the evaluation rows; ``metrics`` are named ``eval/...``.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_checkpoint_saved(self, run: RunInfo, path: Path) -> None:
-        """After a checkpoint has been written and renamed into place."""
+        """After a checkpoint that was due has been written and renamed into place; not after that of a run that stops.
+
+        Since API version 1.
+        """
 
     @hookspec
     def adaptkit_train_end(self, run: RunInfo) -> None:
-        """Once, after the artifact has been saved."""
+        """Once, after the artifact and the results have been saved.
+
+        What it raises is shown; the run is finished all the same. Since API version 1.
+        """
 
     @hookspec
     def adaptkit_train_error(self, run: RunInfo, error: BaseException) -> None:
-        """When a run ends by an error; what it raises itself never hides that error."""
+        """Once, when a run ends by an error or is interrupted.
+
+        What it raises is only logged, and never hides that error. Since API version 1.
+        """

@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from adaptkit.artifact.card import model_card
-from adaptkit.artifact.folder import RunFolder, write_json, write_text
-from adaptkit.artifact.merging import check_base, on_plain_model
+from adaptkit.artifact.folder import RunFolder, last_stage, write_json, write_text
+from adaptkit.artifact.merging import check_base, check_head, on_plain_model
 from adaptkit.artifact.run import Run
 from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.family import local_family
-from adaptkit.recipe import Recipe, dump_recipe, load_recipe
+from adaptkit.recipe import Recipe, StagedRecipe, dump_recipe, load_recipe
 from adaptkit.registry import Registry, load_registry
+from adaptkit.stages import check_stages, run_stages
 
 if TYPE_CHECKING:
     from adaptkit.session import Session
@@ -38,7 +40,7 @@ def run(
     new: bool = False,
     console: Console | None = None,
 ) -> Run:
-    """Runs a recipe and returns the finished run.
+    """Runs a recipe and returns the finished run; of a recipe with stages that of the last.
 
     Args:
         recipe: A recipe or its file.
@@ -50,28 +52,32 @@ def run(
     Raises:
         AdaptkitError: Its children say what is wrong and what to do.
     """
-    started = time.monotonic()
     registry = load_registry()
     recipe = resolve(recipe, overrides, registry)
-    folder = RunFolder(Path(recipe.output))
     if new and not resume:
-        folder = folder.next_free()
-        recipe = recipe.model_copy(update={"output": str(folder.path)})
+        recipe = recipe.model_copy(update={"output": str(RunFolder(Path(recipe.output)).next_free().path)})
+    console = console or Console()
+    if not isinstance(recipe, StagedRecipe):
+        return _run(recipe, registry, console, resume=resume)
+    folder = RunFolder(Path(recipe.output))
+    check(recipe, *choose(recipe, registry), registry)
+    written = _begin(recipe, registry, folder, console, resume=resume)
+    assert isinstance(written, StagedRecipe)
+    return run_stages(written, partial(_run, registry=registry, console=console), console, resume=resume)
+
+
+def _run(recipe: Recipe, registry: Registry, console: Console, *, resume: bool) -> Run:
+    """Runs a recipe that has no stages."""
+    started = time.monotonic()
+    folder = RunFolder(Path(recipe.output))
     strategy, task = choose(recipe, registry)
     splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
-    _open_folder(folder, resume=resume)
-    console = console or Console()
-    recipe = _load_libraries(recipe, registry, folder, console, resume=resume)
+    recipe = _begin(recipe, registry, folder, console, resume=resume)
     from adaptkit.session import Session
 
-    if resume:
-        check_same(folder, recipe)
-        if folder.results.is_file():
-            logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
-            return Run(folder.path)
-    else:
-        write_text(folder.recipe, dump_recipe(recipe))
-
+    if folder.results.is_file():
+        logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
+        return Run(folder.path)
     session = Session(
         recipe=recipe,
         registry=registry,
@@ -107,6 +113,9 @@ def preview(
     recipe = resolve(recipe, overrides, registry)
     strategy, task = choose(recipe, registry)
     splits = check(recipe, strategy, task, registry)
+    if isinstance(recipe, StagedRecipe):  # all of which read the same rows
+        recipe = recipe.stages[0]
+        strategy, _ = choose(recipe, registry)
     from adaptkit.reporting.preview import preview_lines
     from adaptkit.training.preparation import prepare
 
@@ -117,28 +126,43 @@ def preview(
 
 
 def resolve(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str], registry: Registry) -> Recipe:
-    """Returns a recipe with the strategy's learning rate filled in where it names none."""
+    """Returns a recipe with the strategy's learning rate filled in where it names none.
+
+    A base that is a run with stages becomes the last of them.
+    """
     if isinstance(recipe, Recipe):
         if overrides:
             raise RecipeError("overrides go with a recipe file", fix="change the Recipe object: recipe.model_copy(…)")
         parsed = recipe
     else:
         parsed = load_recipe(recipe, overrides, resolver=registry)
-    if parsed.training.learning_rate is not None:
-        return parsed
-    family = local_family(parsed.model.name)
-    if family is None:
-        return parsed
-    rate = registry.strategy(parsed.strategy.name)(parsed.strategy).learning_rate(family)
-    training = parsed.training.model_copy(update={"learning_rate": rate})
-    return parsed.model_copy(update={"training": training})
+    return _each(parsed, partial(_resolved, registry=registry))
+
+
+def _each(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+    """Returns a recipe changed; of one with stages every stage."""
+    if not isinstance(recipe, StagedRecipe):
+        return change(recipe)
+    stages = tuple(change(stage) for stage in recipe.stages)
+    return StagedRecipe(**{**dict(stages[-1]), "output": recipe.output, "stages": stages})
+
+
+def _resolved(recipe: Recipe, registry: Registry) -> Recipe:
+    base = str(last_stage(Path(recipe.model.name)))
+    if base != str(Path(recipe.model.name)):
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": base})})
+    family = local_family(recipe.model.name)
+    if recipe.training.learning_rate is not None or family is None:
+        return recipe
+    rate = registry.strategy(recipe.strategy.name)(recipe.strategy).learning_rate(family)
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
 
 
 def settled(recipe: Recipe, registry: Registry) -> Recipe:
     """Returns a recipe as a run on this machine writes it down, its precision and arithmetic chosen. Imports torch."""
     from adaptkit.models.precision import settle
 
-    return settle(recipe, registry.strategy(recipe.strategy.name)(recipe.strategy))
+    return _each(recipe, lambda one: settle(one, registry.strategy(one.strategy.name)(one.strategy)))
 
 
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
@@ -163,9 +187,10 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def choose(recipe: Recipe, registry: Registry) -> tuple[Strategy[Any], Task[Any]]:
-    """Returns the strategy and the task that a recipe names."""
-    for _, error in registry.unknown_names(recipe):
-        raise error
+    """Returns the strategy and the task that a recipe names; of one with stages the last strategy."""
+    for one in recipe.stages if isinstance(recipe, StagedRecipe) else (recipe,):
+        for _, error in registry.unknown_names(one):
+            raise error
     strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)
     return strategy, registry.make_task(recipe.task)
 
@@ -177,11 +202,26 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Re
         RecipeError: The parts do not go together.
         DataError: Rows that cannot be used.
     """
-    check_compatibility(recipe, strategy, task, tasks=[entry.value for entry in registry.tasks.values()])
+    if isinstance(recipe, StagedRecipe):
+        check_stages(recipe, task, registry)
+    else:
+        check_compatibility(recipe, strategy, task, tasks=[entry.value for entry in registry.tasks.values()])
     check_base(recipe.model)
     splits = load_splits(recipe.data, task, registry.format_classes())
     task.prepare(splits, recipe.data)
+    check_head(recipe.model, task)
     return splits
+
+
+def _begin(recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, *, resume: bool) -> Recipe:
+    """Opens the folder of a run, and returns its recipe as it stands in it."""
+    _open_folder(folder, resume=resume)
+    recipe = _load_libraries(recipe, registry, folder, console, resume=resume)
+    if resume:
+        check_same(folder, recipe)
+    else:
+        write_text(folder.recipe, dump_recipe(recipe))
+    return recipe
 
 
 def _load_libraries(recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, *, resume: bool) -> Recipe:

@@ -98,6 +98,14 @@ class AdaptContext:
     seed: int
     precision: Precision
 
+    @property
+    def whole_modules(self) -> tuple[str, ...]:
+        """Names of the modules that train whole, the head and those of other new parameters: an adapter would be idle
+        there.
+        """
+        others = (name.rpartition(".")[0] for name in self.new_parameters)
+        return tuple(dict.fromkeys((*self.head_modules, *others)))
+
 
 @dataclass(frozen=True)
 class FeaturePoint:
@@ -205,7 +213,8 @@ class Strategy(ABC, Generic[OptionsT]):
         """Returns optimizer groups in which each trainable parameter stands exactly once.
 
         Called once in each process that trains, after `adapt` and before `initialize`. The recipe's schedule scales
-        the rate of every group alike. None: one group with weight decay and one (biases, norms) without.
+        the rate of every group alike; a group without ``weight_decay`` has the recipe's. None: one group with weight
+        decay and one (biases, norms) without.
         """
         return None
 

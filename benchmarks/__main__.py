@@ -4,6 +4,7 @@
     python -m benchmarks movie-reviews [--seeds 0,1,2] [--write]
     python -m benchmarks prefix-coverage [--write]
     python -m benchmarks matrix [--write]
+    python -m benchmarks conformance [--write]
     python -m benchmarks recipes [NAME …] [--write]
 
 Without a name it measures the speed, which takes minutes; the table of the movie reviews takes hours.
@@ -22,6 +23,7 @@ MODULES = {
     "movie-reviews": "benchmarks.movie_reviews",
     "prefix-coverage": "benchmarks.prefix_coverage",
     "matrix": "benchmarks.matrix",
+    "conformance": "benchmarks.conformance",
     "recipes": "benchmarks.recipes",
 }
 

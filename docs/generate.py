@@ -14,17 +14,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import contract_pages
 import typer.main
 from pydantic.fields import FieldInfo
 
+from adaptkit import hookspecs
 from adaptkit.cli.app import app
 from adaptkit.format import Format
 from adaptkit.plugins import DISTRIBUTION
 from adaptkit.recipe import DataSpec, ModelSpec, Options, TrainingSpec
 from adaptkit.recipe.describe import Description
 from adaptkit.registry import Entry, load_registry
-from adaptkit.strategy import Family, Strategy
-from adaptkit.task import Task
+from adaptkit.strategy import AdaptContext, Capabilities, Family, FeaturePoint, Strategy
+from adaptkit.task import Task, TaskCapabilities
+from adaptkit.testing import FORMAT_CHECKS, STRATEGY_CHECKS, TASK_CHECKS, Check
+from adaptkit.testing.check import Declares
 
 ROOT = Path(__file__).resolve().parents[1]
 PEFT = "peft:"
@@ -49,7 +53,42 @@ def generated() -> dict[str, dict[str, str]]:
             "optimizers": ", ".join(f"`{name}`" for name in sorted(registry.optimizers)),
         },
         "docs/strategies.md": {"peft": _peft(peft, registry.unavailable)},
+        "docs/contract.md": {
+            "strategy-attributes": _attributes(Strategy),
+            "strategy-methods": contract_pages.method_sections(Strategy),
+            "capabilities": _attributes(Capabilities),
+            "context": _attributes(AdaptContext),
+            "feature-point": _attributes(FeaturePoint),
+            "task-attributes": _attributes(Task),
+            "task-methods": _methods(Task),
+            "task-capabilities": _attributes(TaskCapabilities),
+        },
+        "docs/conformance.md": {
+            "strategy-checks": _checks(STRATEGY_CHECKS),
+            "task-checks": _checks(TASK_CHECKS),
+            "format-checks": _checks(FORMAT_CHECKS),
+        },
+        "docs/hooks.md": {
+            "registration": contract_pages.hook_sections(hookspecs.Registration),
+            "events": contract_pages.hook_sections(hookspecs.Events),
+            "run": _attributes(hookspecs.RunInfo),
+            "record": _attributes(hookspecs.StepRecord),
+            "tracker": _methods(hookspecs.Tracker),
+            "version": f"```python\nAPI_VERSION = {hookspecs.API_VERSION}\n```",
+        },
     }
+
+
+def _checks(checks: Iterable[Check]) -> str:
+    rows = ((f"`{check.name}`", check.summary, _applies(check)) for check in checks)
+    return _table(("check", "what it makes sure of", "where"), rows)
+
+
+def _applies(check: Check) -> str:
+    """Returns which capabilities a check is chosen by."""
+    named = [condition for condition in check.conditions if isinstance(condition, Declares)]
+    words = [f"`{one.capability}` is {'' if one.wanted else 'not '}declared" for one in named]
+    return " and ".join(words)
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -67,6 +106,14 @@ def replaced(text: str, name: str, content: str) -> str:
 
 def _built_in(entries: Mapping[str, Entry[Any]]) -> list[Any]:
     return [entry.value for _, entry in sorted(entries.items()) if entry.distribution == DISTRIBUTION]
+
+
+def _attributes(cls: type) -> str:
+    return _columns_that_tell(("name", "default", "meaning"), contract_pages.attribute_rows(cls))
+
+
+def _methods(cls: type) -> str:
+    return _columns_that_tell(("method", "what it does", "default"), contract_pages.method_rows(cls))
 
 
 def _task(task: type[Task[Any]]) -> str:
@@ -155,6 +202,13 @@ def _argument(parameter: Any) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns_that_tell(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Returns a table without the columns that are empty in every row."""
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    titles, *cells = zip(*columns, strict=True)
+    return _table(titles, cells)
 
 
 def _default(field: FieldInfo) -> str:

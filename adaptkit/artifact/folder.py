@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptkit.errors import RecipeError
+from adaptkit.errors import CheckpointError, RecipeError
+from adaptkit.models.family import read_json
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The recipe with every default filled in."""
         return self.path / "recipe.yaml"
+
+    @property
+    def stages(self) -> Path:
+        """The names of the stages' folders in this one, where the run has stages."""
+        return self.path / "stages.json"
 
     @property
     def log(self) -> Path:
@@ -82,7 +88,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Gives the folder up where a run has left only what it began with: it ended before its first step."""
-        begun_with = {self.recipe.name, self.tokenizer.name}
+        begun_with = {self.recipe.name, f".tmp-{self.recipe.name}", self.stages.name, self.tokenizer.name}
         if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= begun_with:
             shutil.rmtree(self.path)
 
@@ -93,6 +99,27 @@ class RunFolder:
             number += 1
             candidate = self.path.with_name(f"{self.path.name}-{number}")
         return RunFolder(candidate)
+
+
+def last_stage(folder: Path) -> Path:
+    """Returns the folder of the last stage of a run with stages; any other folder as it is.
+
+    Raises:
+        CheckpointError: The list of the stages is damaged.
+    """
+    listed = RunFolder(folder).stages
+    if not listed.is_file():
+        return folder
+    names = (read_json(listed) or {}).get("stages")
+    last = names[-1] if isinstance(names, list) and names else None
+    if not isinstance(last, str) or last in ("", ".", "..") or "/" in last or os.sep in last:
+        raise CheckpointError(
+            "the list of the stages is damaged",
+            where=str(listed),
+            allowed='{"stages": [the names of the folders in this one, in their order]}',
+            fix="restore the file, or name the folder of a stage",
+        )
+    return folder / last
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,16 +17,20 @@ from adaptkit.errors import ModelError
 from adaptkit.models.family import read_json
 from adaptkit.models.local import check_local, is_run
 from adaptkit.recipe import ModelSpec, Precision, Recipe
+from adaptkit.recipe.problems import shortened
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
     from adaptkit.models.building import AdaptedModel
+    from adaptkit.task import Task
 
 # How sentence-transformers says which pooling a model was trained with; `models.classifier` reads it.
 POOLING_FILE = Path("1_Pooling") / "config.json"
 POOLING_KEYS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+# What the state of a task says of its rows, not of what the outputs of its head mean.
+OF_THE_ROWS = frozenset({"counts", "paired", "range"})
 
 
 def check_base(spec: ModelSpec) -> None:
@@ -37,6 +43,48 @@ def check_base(spec: ModelSpec) -> None:
     check_local(spec)
     if is_run(spec.name) and not _is_fresh(Path(spec.name)):
         _check_mergeable(Run(Path(spec.name)))
+
+
+def check_head(spec: ModelSpec, task: Task[Any]) -> None:
+    """Checks that a head that is to be kept means what the task needs. Imports no torch.
+
+    Args:
+        spec: The recipe's section.
+        task: Has been prepared.
+
+    Raises:
+        ModelError: The base is no run, or one of another task or other labels.
+    """
+    if spec.head == "new":
+        return
+    if not is_run(spec.name):
+        raise ModelError(
+            f"model.head is keep, but {spec.name!r} is no run",
+            where="model.head",
+            allowed="keep where model.name is the folder of a finished run",
+            fix="leave model.head out: a head in a model's own files is kept in any case where its labels are the same",
+        )
+    if why := differing(Run(Path(spec.name)), task):
+        raise ModelError(
+            f"the head of the run {spec.name!r} cannot be kept: {why}",
+            where="model.head",
+            allowed="keep for a run of the same task and labels",
+            fix="leave model.head out for a new head; task.labels can name the labels in the order of the run's",
+        )
+
+
+def differing(run: Run, task: Task[Any]) -> str | None:
+    """Returns why the head of a run does not mean what a task needs; None: it does, or the task needs none."""
+    if run.task.name != task.name:
+        return f"it was trained for {run.task.name}, this is {task.name}"
+    if not run.head_modules:
+        return None
+    learned, wanted = run.task.state(), task.state()
+    for key in sorted((learned.keys() | wanted.keys()) - OF_THE_ROWS):
+        was, becomes = (json.dumps(state.get(key), ensure_ascii=False) for state in (learned, wanted))
+        if was != becomes:
+            return f"its {key} are {shortened(was)}, these are {shortened(becomes)}"
+    return None
 
 
 def base_spec(spec: ModelSpec) -> ModelSpec:
@@ -61,7 +109,8 @@ def plain_model(folder: Path) -> Path:
     """Returns the folder of a run's plain model: config, safetensors, tokenizer, and the pooling of a pooled head.
 
     It is made when it is first asked for, and again when the run's tensors are no longer those that it was made of.
-    A head that was made for the task does not go along: the next task has one of its own.
+    A head that was made for the task is no part of it, as the next task has one of its own; it stands in a file beside
+    it, for a next run that keeps it.
 
     Args:
         folder: Of a finished run.
@@ -105,26 +154,33 @@ def _is_fresh(folder: Path) -> bool:
 def _check_mergeable(run: Run) -> None:
     if run.strategy.capabilities.mergeable:
         return
-    able = run.mergeable_strategies()
-    others = sum(":" in name for name in able)
-    named = ", ".join(name for name in able if ":" not in name) + (f" and {others} of PEFT's methods" if others else "")
     raise ModelError(
         f"the run {str(run.directory)!r} cannot be the base of another one: what {run.strategy.name!r} trained "
         "cannot become part of its base's weights",
         where="model.name",
-        allowed=f"a run of a strategy that can be merged: {named}",
+        allowed=f"a run of a strategy that can be merged: {named(run.mergeable_strategies())}",
         fix=f"start from its own base, model: {run.recipe.model.name}, or run it again with one of these strategies",
     )
 
 
+def named(strategies: Sequence[str]) -> str:
+    """Returns the names of strategies, those of PEFT's methods as a number."""
+    others = sum(":" in name for name in strategies)
+    own = ", ".join(name for name in strategies if ":" not in name)
+    return own + (f" and {others} of PEFT's methods" if others else "")
+
+
 def _write(run: Run, folder: Path) -> None:
     """Writes the files of transformers into an empty folder."""
+    from adaptkit.models.kept_head import write_head
     from adaptkit.models.loading import quiet_transformers
     from adaptkit.models.new_tokens import fold
 
     adapted = run.build(_storage(run))
     pooling = getattr(adapted.base.module, "pooling", None)
-    model = _plain(run.strategy.merge(adapted.model))
+    merged = run.strategy.merge(adapted.model)
+    write_head(adapted.base, merged, folder)
+    model = _plain(merged)
     fold(model)
     if adapted.base.head_modules:
         model = model.base_model

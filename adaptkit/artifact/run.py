@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.artifact.folder import RunFolder
+from adaptkit.artifact.folder import RunFolder, last_stage
 from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
 from adaptkit.data.digest import file_sha256
 from adaptkit.data.splits import load_rows, load_split
 from adaptkit.errors import CheckpointError, DataError
+from adaptkit.models.local import is_run
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import Registry, load_registry
 from adaptkit.task import Row
@@ -29,14 +31,22 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> Run:
-    """Loads a finished run from its folder (or from its ``adapter/`` folder alone).
+    """Loads a finished run from its folder (or from its ``adapter/`` folder alone); of one with stages the last.
 
     The base model is read when the run is first asked for a prediction.
 
     Raises:
         CheckpointError: There is no finished run, or its files are damaged.
     """
-    return Run(Path(path))
+    folder = Path(path)
+    last = last_stage(folder)
+    if last != folder and not is_run(str(last)):
+        raise CheckpointError(
+            f"the run in {str(folder)!r} has not finished its last stage",
+            where=str(last),
+            fix=f"finish it: adaptkit run {RunFolder(folder).recipe} --resume",
+        )
+    return Run(last)
 
 
 class Run:
@@ -94,19 +104,74 @@ class Run:
             ModelError: The base alone cannot do the task: its head was new.
             CheckpointError: The base is not the one that was adapted.
         """
-        from adaptkit.models.building import build_base
+        return self.on_base(self.load_base())
 
-        before = copy.copy(self)
-        before.results = {}
-        before._loaded = build_base(self.recipe, self.strategy, self.task, self.source)
-        self._check_base(before._loaded.base)
-        return before
+    def on_base(self, base: BaseModel) -> Run:
+        """Returns this run with its base in the place of the adapted model.
+
+        Args:
+            base: As `load_base` gave it.
+
+        Raises:
+            ModelError: The base alone cannot do the task.
+        """
+        from adaptkit.models.building import base_alone
+
+        return self._with(base_alone(self.recipe, self.strategy, self.task, self.source, base))
+
+    def on_module(self, module: Any, base: BaseModel) -> Run:
+        """Returns this run with a module in the place of the adapted model.
+
+        Args:
+            module: Of the base's structure.
+            base: As `load_base` gave it.
+        """
+        from adaptkit.models.building import LoadedModel
+
+        loaded = self._loaded
+        return self._with(LoadedModel(module, base, loaded.numerics, loaded.max_length))
+
+    def _with(self, loaded: LoadedModel) -> Run:
+        """Returns this run with another model, of which no figures are known."""
+        other = copy.copy(self)
+        other.results = {}
+        other.hold(loaded)
+        return other
+
+    def hold(self, loaded: LoadedModel) -> None:
+        """Takes a model in place of the one that would be built when it is first asked for."""
+        self._loaded = loaded
+
+    def load_base(self) -> BaseModel:
+        """Loads the base with the head that the run began with, frozen, onto the device on which it is asked.
+
+        Raises:
+            CheckpointError: The base is not the one that was adapted.
+        """
+        from adaptkit.models.building import load_base
+        from adaptkit.models.precision import choose_numerics
+
+        base = load_base(self.recipe, self.strategy, self.task, self.source)
+        self._check_base(base)
+        base.module.requires_grad_(False).to(choose_numerics(self.recipe, self.strategy).device)
+        return base
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the base that was adapted."""
+        fingerprint: str = self._record["base"]["fingerprint"]
+        return fingerprint
 
     @property
     def base_precision(self) -> Precision:
         """How the base was stored."""
         precision: Precision = self._record["base"]["precision"]
         return precision
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Names of the modules that were made for the task."""
+        return tuple(self._record["base"].get("head_modules", ()))
 
     def mergeable_strategies(self) -> list[str]:
         """Returns the names of the installed strategies that can become part of their base."""
@@ -174,28 +239,33 @@ class Run:
     def _loaded(self) -> LoadedModel:
         return self.build()
 
-    def build(self, precision: Precision | None = None) -> AdaptedModel:
+    def build(self, precision: Precision | None = None, base: BaseModel | None = None) -> AdaptedModel:
         """Builds the adapted model anew and fills in what was trained.
 
         Args:
             precision: Storage of the base; default: as it ran.
+            base: As `load_base` gave it; its tensors are shared and stay as they are. Default: it is loaded.
 
         Raises:
             CheckpointError: The base is not the one that was adapted, or the saved tensors are damaged.
         """
         from adaptkit.models.building import build_model
+        from adaptkit.models.sharing import own, shared_copy
 
         recipe = self.recipe
         if precision is not None:
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"precision": precision})})
-        adapted = build_model(recipe, self.strategy, self.task, self.source)
+        copied = base and replace(base, module=shared_copy(base.module))
+        adapted = build_model(recipe, self.strategy, self.task, self.source, base=copied)
         self._check_base(adapted.base)
+        if base is not None:
+            own(adapted.model, self.strategy.state(adapted.model).values(), base.module)
         self.strategy.load_state(adapted.model, self._tensors())
         adapted.model.eval()
         return adapted
 
     def _check_base(self, base: BaseModel) -> None:
-        expected = self._record["base"]["fingerprint"]
+        expected = self.fingerprint
         if base.fingerprint != expected:
             raise CheckpointError(
                 f"the base model {self.recipe.model.name!r} is not the one that was adapted",

@@ -69,6 +69,7 @@ def save_adapter(
                 "fingerprint": adapted.base.fingerprint,
                 "family": adapted.base.family,
                 "precision": adapted.base.precision,
+                "head_modules": list(adapted.base.head_modules),
             },
             "tensors": file_sha256(staged / TENSORS),
             "strategy": {"name": strategy.name, "distribution": origin.distribution, "version": origin.version},

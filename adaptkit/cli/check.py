@@ -100,17 +100,26 @@ def _print_outcomes(strategy: type[Strategy[Any]], outcomes: Sequence[Outcome]) 
     marks = [(name, *_marks(one, bases)) for name, one in rows.items()]
     print_table((strategy.name.upper(), *(base.upper() for base in bases)), marks)
     print()
-    summaries = {outcome.check: outcome.summary for outcome in outcomes}
-    reasons: dict[tuple[str, str, str], list[str]] = {}
-    for outcome in outcomes:
-        if outcome.state not in ("passed", "not applicable"):
-            reasons.setdefault((outcome.check, outcome.state, outcome.reason), []).append(outcome.base)
-    for (name, state, reason), where in reasons.items():
-        places = f" on {', '.join(where)}" if any(where) else ""
-        print(f"{state}: {name}{places}: {reason}\n  what it checks: {summaries[name]}")
+    for line in _reasons(outcomes):
+        print(line)
     counts = Counter(outcome.state for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     print(f"{strategy.name}: {', '.join(f'{n} {state}' for state, n in counts.items())}, in {seconds:.0f} s\n")
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> Iterable[str]:
+    """Yields what is wrong or known to be, each reason once with the checks that it concerns."""
+    told: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for outcome in outcomes:
+        if outcome.state not in ("passed", "not applicable"):
+            where = told.setdefault((outcome.state, outcome.reason), {}).setdefault(outcome.check, [])
+            where += [outcome.base] if outcome.base else []
+    summaries = {outcome.check: outcome.summary for outcome in outcomes}
+    for (state, reason), checks in told.items():
+        name, bases = next(iter(checks.items()))
+        place = f"{name}{' on ' if bases else ''}{', '.join(bases)}"
+        more = f" and {len(checks) - 1} more checks" if len(checks) > 1 else f": {summaries[name]}"
+        yield f"{state}: {reason}\n  in {place}{more}"
 
 
 def _marks(outcomes: Sequence[Outcome], bases: Sequence[str]) -> list[str]:

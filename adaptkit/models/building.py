@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.compatibility import check_compatibility
+from adaptkit.models.kept_head import fill_head
 from adaptkit.models.layers import count_parameters
 from adaptkit.models.new_tokens import new_row_parameters
 from adaptkit.models.precision import Numerics, choose_numerics
@@ -57,26 +59,58 @@ class AdaptedModel(LoadedModel):
     source: ModelSource
 
 
-def build_base(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource) -> LoadedModel:
-    """Loads the base as the strategy would be given it, and leaves it as it is: no adapter, no training.
+def load_base(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource) -> BaseModel:
+    """Loads the base with a head for the task: a new one, or the one that the run before has trained.
+
+    A head that is kept trains as a new one does; only its first values are others.
 
     Raises:
-        ModelError: The base cannot be loaded, or lacks what the task needs.
+        ModelError: The base cannot be loaded, lacks what the task needs, or has no head to keep.
+        CheckpointError: The head that is to be kept is damaged.
     """
-    numerics = choose_numerics(recipe, strategy)
-    base = task.load_base(source, numerics, recipe.training.seed)
-    if base.new_parameters:
+    base = task.load_base(source, choose_numerics(recipe, strategy), recipe.training.seed)
+    if recipe.model.head == "keep":
+        fill_head(base, Path(source.spec.name))
+    base.new_parameters = tuple(dict.fromkeys((*base.new_parameters, *new_row_parameters(base.module))))
+    return base
+
+
+def base_alone(
+    recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource, base: BaseModel
+) -> LoadedModel:
+    """Returns the base as the strategy would be given it: no adapter, no training.
+
+    Args:
+        recipe: As for `build_model`.
+        strategy: As for `build_model`.
+        task: As for `build_model`.
+        source: Of the base.
+        base: As `load_base` gave it.
+
+    Raises:
+        ModelError: The base alone cannot do the task.
+    """
+    rows = new_row_parameters(base.module)
+    new = [name for name in base.new_parameters if name not in rows]
+    if new and recipe.model.head == "new":
         raise ModelError(
-            f"the base {recipe.model.name!r} alone cannot do {task.name}: its files lack {len(base.new_parameters)} "
-            f"parameters, {base.new_parameters[0]} among them, which are random until they are trained",
+            f"the base {recipe.model.name!r} alone cannot do {task.name}: its files lack {len(new)} parameters, "
+            f"{new[0]} among them, which are random until they are trained",
             fix="ask the run itself; a base that has a head of its own, as language models do, can be asked alone",
         )
+    numerics = choose_numerics(recipe, strategy)
     length = max_length(recipe, source, strategy.extra_positions())
     return LoadedModel(base.module.to(numerics.device).eval(), base, numerics, length)
 
 
 def build_model(
-    recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource, *, total_steps: int = 0
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    task: Task[Any],
+    source: ModelSource,
+    *,
+    total_steps: int = 0,
+    base: BaseModel | None = None,
 ) -> AdaptedModel:
     """Loads the base with the task's head and lets the strategy adapt it.
 
@@ -88,6 +122,7 @@ def build_model(
         task: Has been prepared, or has been given its state.
         source: Of the base.
         total_steps: Of the run; 0 when a trained model is rebuilt.
+        base: In place of one that is loaded; it is changed.
 
     Raises:
         ModelError: The base cannot be loaded or adapted.
@@ -95,8 +130,7 @@ def build_model(
     """
     check_compatibility(recipe, strategy, task, source.family)
     numerics = choose_numerics(recipe, strategy)
-    base = task.load_base(source, numerics, recipe.training.seed)
-    base.new_parameters = tuple(dict.fromkeys((*base.new_parameters, *new_row_parameters(base.module))))
+    base = base or load_base(recipe, strategy, task, source)
     context = AdaptContext(
         family=base.family,
         task=task.name,

@@ -13,6 +13,7 @@ from adaptkit.recipe.schema import (
     TokenizerTraining,
     TrainingSpec,
 )
+from adaptkit.recipe.stages import StagedRecipe
 
 __all__ = [
     "DataSpec",
@@ -21,6 +22,7 @@ __all__ = [
     "OptionsResolver",
     "Precision",
     "Recipe",
+    "StagedRecipe",
     "StrategyOptions",
     "TaskOptions",
     "TokenizerTraining",

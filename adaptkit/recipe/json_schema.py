@@ -11,6 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from pydantic_core import core_schema
 
 from adaptkit.recipe.schema import NamedOptions, Recipe, StrategyOptions, TaskOptions
+from adaptkit.recipe.stages import CHANGEABLE, STAGES
 
 _REF = "#/$defs/"
 
@@ -45,13 +46,30 @@ def recipe_json_schema(
         "task": _chosen("task", {name: by_model[model] for name, model in tasks.items()}),
         "strategy": _chosen("strategy", {name: by_model[model] for name, model in strategies.items()}),
     }
+    sections[STAGES] = {"type": "array", "minItems": 1, "items": _stage(recipe, definitions)}
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **recipe,
         "title": "adaptkit recipe",
         "properties": sections,
+        "required": [key for key in recipe["required"] if key != "strategy"],
+        "oneOf": [{"required": ["strategy"]}, {"required": [STAGES]}],
     }
     return {**whole, "$defs": _used(definitions, sections)}
+
+
+def _stage(recipe: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the schema of one stage: the sections that it may change, or what it may change in them."""
+    sections: dict[str, Any] = {}
+    for key, inner in CHANGEABLE.items():
+        whole = definitions.get(recipe["properties"][key].get("$ref", "").removeprefix(_REF), {})
+        sections[key] = {"$ref": f"#/properties/{key}"} if inner is None else _section(whole, inner)
+    return {"title": "stage", **_section({"properties": sections}, tuple(sections)), "required": ["strategy"]}
+
+
+def _section(whole: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    properties = {key: whole["properties"][key] for key in keys}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _chosen(title: str, options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

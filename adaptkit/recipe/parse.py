@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from adaptkit.errors import AdaptkitError, Problem, RecipeError
@@ -15,6 +15,7 @@ from adaptkit.recipe.document import Document, KeyPath, read_document
 from adaptkit.recipe.overrides import apply_overrides
 from adaptkit.recipe.problems import recipe_problems
 from adaptkit.recipe.schema import Options, Recipe, StrategyOptions, TaskOptions
+from adaptkit.recipe.stages import CHANGEABLE, STAGES, StagedRecipe, stage_documents
 from adaptkit.recipe.yaml_text import dump
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -61,16 +62,14 @@ def load_recipe(
         overrides: ``section.key=value`` texts, or values by dotted key; they win over the file.
         resolver: Gives the options of a strategy or a task by its name.
 
+    Returns:
+        The recipe; a `StagedRecipe` where it has stages.
+
     Raises:
         RecipeError: With every problem of the recipe and its place.
         AdaptkitError: What the resolver raised, if that is the only problem.
     """
-    document = apply_overrides(read_document(path), overrides)
-    recipe = _validate(document, resolver)
-    unknown = [_placed(error, document.where(path)) for path, error in resolver.unknown_names(recipe)]
-    if unknown:
-        raise _in_order(document, unknown, [])
-    return recipe
+    return _parse(apply_overrides(read_document(path), overrides), resolver, check_names=True)
 
 
 def parse_recipe(values: Mapping[str, Any], *, resolver: OptionsResolver) -> Recipe:
@@ -80,12 +79,49 @@ def parse_recipe(values: Mapping[str, Any], *, resolver: OptionsResolver) -> Rec
         RecipeError: With every problem.
         AdaptkitError: What the resolver raised, if that is the only problem.
     """
-    return _validate(Document(dict(values)), resolver)
+    return _parse(Document(dict(values)), resolver, check_names=False)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns YAML with every key of the recipe, which `load_recipe` reads back to an equal one."""
-    return dump(recipe.model_dump(mode="json", by_alias=True))
+    values = recipe.model_dump(mode="json", by_alias=True)
+    if isinstance(recipe, StagedRecipe):
+        stages = [_changes(stage) for stage in values.pop(STAGES)]
+        values = {key: value for key, value in values.items() if CHANGEABLE.get(key, ()) is not None}
+        values[STAGES] = stages
+    return dump(values)
+
+
+def _changes(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns of the values of a stage those that a stage may have."""
+    return {
+        key: stage[key] if inner is None else {name: stage[key][name] for name in inner}
+        for key, inner in CHANGEABLE.items()
+    }
+
+
+def _parse(document: Document, resolver: OptionsResolver, *, check_names: bool) -> Recipe:
+    if document.values.get(STAGES) is not None:
+        return _parse_stages(document, resolver, check_names=check_names)
+    recipe = _validate(document, resolver)
+    names = resolver.unknown_names(recipe) if check_names else ()
+    unknown = [_placed(error, document.where(path)) for path, error in names]
+    if unknown:
+        raise _in_order(document, unknown, [])
+    return recipe
+
+
+def _parse_stages(document: Document, resolver: OptionsResolver, *, check_names: bool) -> StagedRecipe:
+    """Reads every stage as a recipe; what is wrong above them is wrong in each, and said once."""
+    stages, errors = [], []
+    for stage in stage_documents(document):
+        try:
+            stages.append(_parse(stage, resolver, check_names=check_names))
+        except AdaptkitError as error:
+            errors.append(error)
+    if errors:
+        raise _in_order(document, errors, [])
+    return StagedRecipe(**dict(stages[-1]), stages=tuple(stages))
 
 
 def _validate(document: Document, resolver: OptionsResolver) -> Recipe:
@@ -94,7 +130,10 @@ def _validate(document: Document, resolver: OptionsResolver) -> Recipe:
         document, "strategy", resolver.strategy_options, _UnknownStrategy, unresolved
     )
     task: type[TaskOptions] = _options(document, "task", resolver.task_options, _UnknownTask, unresolved)
-    model = create_model("ChosenRecipe", __base__=Recipe, strategy=(strategy, ...), task=(task, ...))
+    stages = Field(None, description="Changes of the recipe, each run on what the one before has trained.")
+    model = create_model(
+        "ChosenRecipe", __base__=Recipe, strategy=(strategy, ...), task=(task, ...), stages=(None, stages)
+    )
     errors = _errors(model, document.values)
     if errors or unresolved:
         raise _in_order(document, unresolved, recipe_problems(errors, model, document))
@@ -144,7 +183,7 @@ def _errors_of(model: type[Recipe], values: dict[str, Any], *, strict: bool) -> 
 def _in_order(document: Document, unresolved: Sequence[AdaptkitError], problems: Sequence[Problem]) -> AdaptkitError:
     """Returns one error with every problem, in the order of the file; overrides come last."""
     order: dict[str | None, int] = {where: index for index, where in enumerate(document.positions.values())}
-    found = [*(problem for error in unresolved for problem in error.problems), *problems]
+    found = list(dict.fromkeys([*(problem for error in unresolved for problem in error.problems), *problems]))
     found.sort(key=lambda problem: order.get(problem.where, -1))
     kinds = {type(error) for error in unresolved}
     return kinds.pop()(found) if len(kinds) == 1 and not problems else RecipeError(found)

@@ -80,6 +80,19 @@ class ModelSpec(NamedOptions):
         "base itself trains or the device has no fast bf16, else bf16.",
     )
 
+    head: Literal["new", "keep"] = Field(
+        "new",
+        description="The head that a task needs, where the base is a run: a new one, or keep, the one that the run "
+        "has trained for the same task and labels.",
+    )
+
+    @field_validator("head")
+    @classmethod
+    def _new_weights_have_no_head(cls, head: str, info: ValidationInfo) -> str:
+        if head == "keep" and info.data.get("init") == "random":
+            raise ValueError("a head that was trained would mean nothing to new weights; set model.init to pretrained")
+        return head
+
     @field_validator("tokenizer")
     @classmethod
     def _pretrained_weights_keep_their_tokens(

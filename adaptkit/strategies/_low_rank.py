@@ -33,14 +33,6 @@ OptionsT = TypeVar("OptionsT", bound=LowRankOptions)
 class LowRank(PeftStrategy[OptionsT]):
     """A strategy made of PEFT's LoRA layers."""
 
-    def adapt(self, model: nn.Module, context: AdaptContext) -> nn.Module:
-        """Injects PEFT's layers, and lets those on plain linear layers compute in one step."""
-        from adaptkit.models.fused_lora import fuse_lora
-
-        adapted = super().adapt(model, context)
-        fuse_lora(adapted)
-        return adapted
-
     def peft_config(self, model: nn.Module, context: AdaptContext) -> PeftConfig:
         """Returns PEFT's ``LoraConfig``, whose fields the options are."""
         from peft import LoraConfig

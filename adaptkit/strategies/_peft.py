@@ -51,17 +51,19 @@ class PeftStrategy(Strategy[OptionsT]):
         return adapted
 
     def inject(self, model: nn.Module, config: PeftConfig, context: AdaptContext) -> nn.Module:
-        """Puts PEFT's layers in and returns what is to be called."""
+        """Puts PEFT's layers in and returns what is to be called; LoRA on plain linear layers computes in one step."""
+        from adaptkit.models.fused_lora import fuse_lora
         from adaptkit.models.peft_adapter import LayerAdapter
 
         self._adapter = LayerAdapter(model, config)
+        fuse_lora(model)
         return model
 
     def target_modules(self, wanted: str | list[str], model: nn.Module, context: AdaptContext) -> list[str] | str:
         """Returns PEFT's ``target_modules``; ``all-linear`` becomes every linear layer outside the head."""
         from adaptkit.models.layers import linear_layers
 
-        return linear_layers(model, without=untouched(context)) if wanted == ALL_LINEAR else wanted
+        return linear_layers(model, without=context.whole_modules) if wanted == ALL_LINEAR else wanted
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns PEFT's tensors, the head's and whatever else trains, under the names by which `PeftModel` loads."""
@@ -124,11 +126,6 @@ class PeftStrategy(Strategy[OptionsT]):
             allowed=f"all-linear, or names of layers of this model: {', '.join(names)}",
             fix="leave strategy.target_modules out",
         )
-
-
-def untouched(context: AdaptContext) -> tuple[str, ...]:
-    """Returns the modules that train whole, so that an adapter would be idle there."""
-    return (*context.head_modules, *dict.fromkeys(name.rpartition(".")[0] for name in context.new_parameters))
 
 
 def _as_json(value: Any) -> JSON:

@@ -8,7 +8,7 @@ for it. What a method works with was tried on tiny models of every family and on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -16,16 +16,14 @@ from adaptkit.strategy import Capabilities, Family
 
 Kind: TypeAlias = Literal["layers", "adalora", "prompt"]
 DECODERS: frozenset[Family] = frozenset({"decoder"})
-LAYERS = Capabilities(mergeable=True, can_disable=True)
-UNMERGED = Capabilities(can_disable=True)
+LAYERS = Capabilities(mergeable=True, can_disable=True, starts_as_base=True)
+UNMERGED = Capabilities(can_disable=True, starts_as_base=True)
 # Not on a quantised base: they multiply or decompose its weights themselves, add to what a layer returns in place
 # (which autograd does not allow where a quantised layer has a bias), or round their own numbers to its integers.
-PLAIN = Capabilities(mergeable=True, can_disable=True, quantized_base=False)
+PLAIN = replace(LAYERS, quantized_base=False)
 PROMPT = Capabilities(virtual_tokens=True, packing=False, can_disable=True)
 # PEFT hands the prefix over as a cache, which transformers does not use while it recomputes activations.
-CACHE = Capabilities(
-    families=DECODERS, virtual_tokens=True, packing=False, can_disable=True, gradient_checkpointing=False
-)
+CACHE = Capabilities(families=DECODERS, packing=False, can_disable=True, gradient_checkpointing=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             (9e-3, 9e-3),
             defaults={"adapter_len": 10, "adapter_layers": 1},
             targets=None,
-            capabilities=Capabilities(families=DECODERS, packing=False, gradient_checkpointing=False),
+            capabilities=Capabilities(
+                families=DECODERS, packing=False, gradient_checkpointing=False, starts_as_base=True
+            ),
         ),
         "beft": Method(
             "BEFT: trains a bias that is added to linear layers (arXiv:2509.15974).",
@@ -231,12 +231,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "unilora": Method(
             "Uni-LoRA: all updates are projections of one vector (arXiv:2506.00799).",
             (2e-2, 1e-2),
-            capabilities=PLAIN,
+            capabilities=replace(PLAIN, starts_as_base=False),  # Its vector begins with small random numbers.
         ),
         "vblora": Method(
             "VB-LoRA: updates are mixtures of vectors from one bank (arXiv:2405.15179).",
             (5e-3, 5e-3),
             defaults={"vector_length": 64},
+            capabilities=replace(LAYERS, starts_as_base=False),  # So does its bank.
         ),
         "vera": Method("VeRA: vectors between random matrices that all layers share (arXiv:2310.11454).", (2e-2, 1e-2)),
         "waveft": Method("WaveFT: a few wavelet coefficients of each update (arXiv:2505.12532).", (1e-2, 5e-3)),

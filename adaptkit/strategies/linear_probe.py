@@ -20,7 +20,10 @@ class LinearProbe(Strategy[LinearProbeOptions]):
     name = "linear-probe"
     Options = LinearProbeOptions
     capabilities = Capabilities(
-        tasks=frozenset({"text-classification", "token-classification"}), generates=False, starts_as_base=True
+        tasks=frozenset({"text-classification", "token-classification"}),
+        mergeable=True,
+        generates=False,
+        starts_as_base=True,
     )
 
     def learning_rate(self, family: Family) -> float:
@@ -37,3 +40,7 @@ class LinearProbe(Strategy[LinearProbeOptions]):
         """Returns the only module that trains, where there is just one; its input can be cached."""
         trained = {name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
         return FeaturePoint(trained.pop()) if len(trained) == 1 else None
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Returns the model: the base is as it was."""
+        return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adaptkit.strategies._peft import PeftStrategy, untouched
+from adaptkit.strategies._peft import PeftStrategy
 from adaptkit.strategies._peft_adalora import RankSchedule
 from adaptkit.strategies._peft_fields import config_fields, peft_methods
 from adaptkit.strategies._peft_methods import METHODS, NEWER, UNAVAILABLE, Kind, Method
@@ -62,7 +62,7 @@ class PeftMethod(PeftStrategy[StrategyOptions]):
         if wanted == "all-norms":
             from adaptkit.models.layers import norm_layers
 
-            return norm_layers(model, without=untouched(context))
+            return norm_layers(model, without=context.whole_modules)
         targets = self.target_modules(wanted, model, context)
         if targets is not wanted and getattr(self.options, "layers_to_transform", None) is not None:
             # PEFT takes a full name for granted, whatever its layer is.

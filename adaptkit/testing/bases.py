@@ -120,5 +120,9 @@ def write_base(folder: Path, base: TinyBase) -> None:
         config.decoder_start_token_id = tokenizer.pad_token_id
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(0)
-        classes[base.family].from_config(config).save_pretrained(folder)
+        model = classes[base.family].from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # Biases of 0 and norms of 1 would hide what multiplies them.
+                parameter.data += 0.1 * torch.randn(parameter.shape)
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -58,14 +58,32 @@ def check(*conditions: Condition, once: bool = False) -> Callable[[Callable[[Any
     return lambda function: Check(function.__name__, function, conditions, once)
 
 
+@dataclass(frozen=True)
+class Declares:
+    """The condition that a subject declares a capability, or that it does not.
+
+    Attributes:
+        capability: Its name.
+        wanted: Whether it is to be declared.
+    """
+
+    capability: str
+    wanted: bool = True
+
+    def __call__(self, subject: Any) -> str | None:
+        """Returns why a check does not apply, or None."""
+        declared = bool(getattr(subject.capabilities, self.capability))
+        return None if declared == self.wanted else f"{self.capability} is {'' if declared else 'not '}declared"
+
+
 def needs(capability: str) -> Condition:
     """Returns the condition that a subject declares a capability."""
-    return lambda subject: None if getattr(subject.capabilities, capability) else f"{capability} is not declared"
+    return Declares(capability)
 
 
 def lacks(capability: str) -> Condition:
     """Returns the condition that a subject does not declare a capability."""
-    return lambda subject: f"{capability} is declared" if getattr(subject.capabilities, capability) else None
+    return Declares(capability, wanted=False)
 
 
 @dataclass(frozen=True)

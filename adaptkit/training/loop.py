@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task
     from adaptkit.training.optim import LearningRate
+    from adaptkit.training.saved_state import Unsaved
 
 STEADIER = "lower training.learning_rate, lengthen training.warmup, or set training.compute to fp32"
 
@@ -48,6 +49,7 @@ class Job:
         wrapped: What batches go through: the model in the wrapper of accelerate, or with cached features.
         step: Optimizer steps done.
         checked: Names of the trainable tensors that are known to get a gradient.
+        unsaved: What must stay as it is, because it is not saved; None: not watched.
     """
 
     model: nn.Module
@@ -63,10 +65,20 @@ class Job:
     max_grad_norm: float | None
     step: int = 0
     checked: set[str] = field(default_factory=set)
+    unsaved: Unsaved | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns what trains at present, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def check_unsaved(self) -> None:
+        """Makes sure that nothing has changed that is not saved.
+
+        Raises:
+            PluginError: The strategy has written into what it neither trains nor saves.
+        """
+        if self.unsaved is not None:
+            self.unsaved.check(self.model)
 
 
 def training_steps(job: Job) -> Iterator[StepRecord]:
@@ -75,9 +87,14 @@ def training_steps(job: Job) -> Iterator[StepRecord]:
     Raises:
         TrainingError: The run cannot learn: nothing is counted, a trainable tensor gets no gradient, or the
             loss or the gradient is not finite. The model is then as it was before the step.
+        PluginError: The first step has changed what the strategy neither trains nor saves.
     """
+    first = job.step + 1
     while job.step < job.total_steps:
-        yield train_step(job)
+        record = train_step(job)
+        if job.step == first:
+            job.check_unsaved()
+        yield record
 
 
 def train_step(job: Job) -> StepRecord:

@@ -16,6 +16,7 @@ from adaptkit.training.isolation import check_packing
 from adaptkit.training.loop import Job
 from adaptkit.training.optim import check_groups, decay_groups, make_scheduler
 from adaptkit.training.rng import seed_everything
+from adaptkit.training.saved_state import Unsaved, check_saves_what_trains
 
 if TYPE_CHECKING:
     from adaptkit.models.building import AdaptedModel
@@ -45,6 +46,7 @@ def make_job(
     Raises:
         TrainingError: A trainable parameter is in no parameter group, or in two; or there are several processes.
         ModelError: Rows are to be packed, and the model does not keep them apart.
+        PluginError: The strategy does not save what it trains.
     """
     assert settings.learning_rate is not None, "the runner fills in the strategy's own"
     seed_everything(settings.seed)
@@ -55,6 +57,9 @@ def make_job(
     if groups is None:
         groups = decay_groups(model, settings.learning_rate, settings.weight_decay)
     check_groups(model, groups)
+    for group in groups:
+        group.setdefault("weight_decay", settings.weight_decay)
+    check_saves_what_trains(model, strategy)
     optimizer = strategy.make_optimizer(groups, settings) or optimizer_factory(groups, settings)
     steps = total_steps(len(features), settings)
     accelerator = Accelerator(mixed_precision="no", cpu=adapted.numerics.device.type == "cpu")
@@ -82,6 +87,7 @@ def make_job(
         numerics=adapted.numerics,
         total_steps=steps,
         max_grad_norm=settings.max_grad_norm,
+        unsaved=Unsaved(model, strategy),
     )
 
 

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def take_snapshot(job: Job) -> dict[str, Any]:
-    """Returns the parts of a checkpoint: model, optimizer, scheduler, random numbers, strategy, position."""
+    """Returns the parts of a checkpoint: model, optimizer, scheduler, random numbers, strategy, position.
+
+    Raises:
+        PluginError: The strategy has changed what it does not save.
+    """
+    job.check_unsaved()
     tensors, values = job.strategy.training_state()
     return {
         "model": job.strategy.state(job.model),

@@ -71,6 +71,7 @@ def test_pre_training_fine_tuning_and_a_probe_chain(run: MakeRun) -> None:
     probe = run("probe", str(tuned.directory), "text-classification", "linear-probe")
     for finished in (base, tuned, probe):
         assert finished.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    check_base(ModelSpec(name=str(probe.directory)))
     # What one run learned is what the next begins with.
     embedding = "embeddings.word_embeddings.weight"
     begun = AutoModel.from_pretrained(base_spec(tuned.recipe.model).name).get_parameter(embedding)
@@ -171,7 +172,7 @@ def test_a_base_that_has_changed_since_is_refused(run: MakeRun) -> None:
         config.write_text(content, encoding="utf-8")
 
 
-@pytest.mark.parametrize("strategy", ["linear-probe", "prefix-tuning", "qlora"])
+@pytest.mark.parametrize("strategy", ["prefix-tuning", "qlora"])
 def test_what_cannot_become_part_of_the_weights_is_refused_with_what_to_do(
     strategy: str, run: MakeRun, tiny_bert: Path
 ) -> None:
@@ -181,7 +182,7 @@ def test_what_cannot_become_part_of_the_weights_is_refused_with_what_to_do(
     for refuse in (check_base, base_spec):
         with pytest.raises(ModelError, match="cannot be the base of another one") as error:
             refuse(spec)
-        assert "full, last-layers, lora" in str(error.value)
+        assert "full, last-layers, linear-probe, lora" in str(error.value)
         assert f"model: {tiny_bert}" in str(error.value)
     assert not (finished.directory / "model").exists()
 

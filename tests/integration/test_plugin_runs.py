@@ -11,6 +11,7 @@ import pytest
 from in_process import CommandLine, pip_install, write_recipe
 
 import adaptkit
+from adaptkit.registry import load_registry
 
 SOURCES = Path(__file__).parent.parent / "plugins"
 
@@ -117,3 +118,47 @@ def test_a_plugin_that_is_broken_does_not_stop_a_run_without_it(
 ) -> None:
     visible("adaptkit-import-error")
     assert cli("run", recipe).code == 0
+
+
+def test_a_strategy_that_does_not_save_what_it_trains_stops_before_its_first_step(
+    cli: CommandLine, visible: Callable[[str], None], recipe: Path
+) -> None:
+    visible("adaptkit-saves-nothing")
+    stopped = cli("run", recipe, "strategy=saves-nothing")
+    assert stopped.code == 4
+    assert "error: strategy 'saves-nothing' of adaptkit-saves-nothing 1.0 trains" in stopped.stderr
+    assert "that it does not save: " in stopped.stderr
+    assert "fix:     return all that may ever train from state()" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (recipe.parent / "run" / "checkpoints").exists()
+    assert not (recipe.parent / "run" / "metrics.jsonl").exists()
+
+
+def test_a_strategy_that_writes_into_the_frozen_base_stops_after_its_first_step(
+    cli: CommandLine, visible: Callable[[str], None], recipe: Path
+) -> None:
+    visible("adaptkit-changes-base")
+    stopped = cli("run", recipe, "strategy=changes-base")
+    assert stopped.code == 4
+    assert "error: strategy 'changes-base' of adaptkit-changes-base 1.0 has changed 1 tensor(s)" in stopped.stderr
+    assert "declare Capabilities(changes_base=True)" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not list((recipe.parent / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("saves-nothing", "trains 21 tensor(s) that it does not save: bert.embeddings.LayerNorm.bias"),
+        ("changes-base", "has changed the base: bert.encoder.layer.1.output.dense.weight"),
+    ],
+)
+def test_the_conformance_kit_finds_what_a_run_would_stop_for(
+    name: str, reason: str, visible: Callable[[str], None]
+) -> None:
+    from adaptkit.testing import run_checks
+
+    visible(f"adaptkit-{name}")
+    outcomes = run_checks(load_registry().strategy(name))
+    failed = next(outcome for outcome in outcomes if outcome.state == "failed")
+    assert reason in failed.reason

@@ -28,6 +28,10 @@ FAULTY = {
     "adaptkit-options-clash": "an Options field is called 'name'",
     "adaptkit-raises-in-register": "adaptkit_register_strategies raised RuntimeError: no licence found",
 }
+# What loads without a fault, and shows its own when it is used: tests/integration/test_plugin_runs.py.
+FAULTY_IN_USE = {"adaptkit-raises-in-event", "adaptkit-changes-base", "adaptkit-saves-nothing"}
+GOOD = {"adaptkit-bias", "adaptkit-all-hooks"}
+CLASHING = {"adaptkit-name-clash-a", "adaptkit-name-clash-b"}
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +74,11 @@ def test_a_good_plugin_loads_among_broken_ones(registry: Registry) -> None:
     assert (entry.distribution, entry.version, entry.module) == ("adaptkit-bias", "1.2", "adaptkit_bias")
 
 
+def test_every_plugin_is_good_or_its_fault_is_expected() -> None:
+    sources = {source.name for source in SOURCES.iterdir() if source.is_dir()}
+    assert sources == FAULTY.keys() | FAULTY_IN_USE | GOOD | CLASHING
+
+
 def test_a_whole_strategy_takes_at_most_20_lines() -> None:
     assert len((SOURCES / "adaptkit-bias" / "adaptkit_bias.py").read_text().splitlines()) <= 20
 
@@ -81,6 +90,30 @@ def test_a_broken_plugin_is_left_out_with_reason_and_fix(registry: Registry, dis
     assert f"pip uninstall {distribution}" in failure.fix
     assert distribution not in {plugin.distribution for plugin in registry.plugins}
     assert distribution not in {entry.distribution for entry in registry.strategies.values()}
+
+
+def test_the_list_of_plugins_names_each_broken_one_without_a_traceback(site: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(site), "ADAPTKIT_DISABLE_PLUGINS": "", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "adaptkit", "plugins"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    _, left_out = done.stdout.split("left out:")
+    problems = left_out.strip().split("\n\n")
+    assert {problem.split(" ")[0] for problem in problems} == FAULTY.keys() | CLASHING
+    assert all("fix:" in problem and "entry point" in problem for problem in problems)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("option", "shown"), [([], False), (["--debug"], True)], ids=["plain", "debug"])
+def test_naming_a_broken_plugins_strategy_shows_a_traceback_only_to_who_asks(
+    site: Path, option: list[str], shown: bool
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(site), "ADAPTKIT_DISABLE_PLUGINS": ""}
+    command = [sys.executable, "-m", "adaptkit", *option, "strategies", "half"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == PluginError.exit_code
+    assert "error: strategy 'half' cannot be used" in done.stderr
+    assert "plugin adaptkit-raises-in-register 1.0" in done.stderr
+    assert ("Traceback" in done.stderr) is shown
 
 
 def test_what_a_plugin_registered_before_it_raised_is_its_error(registry: Registry) -> None:

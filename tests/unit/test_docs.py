@@ -20,14 +20,15 @@ from doc_text import PAGES, ROOT, title
 
 import adaptkit
 from adaptkit.cli.app import app
-from adaptkit.hookspecs import Events, Registration
+from adaptkit.hookspecs import Events, Registration, RunInfo, StepRecord, Tracker
 from adaptkit.recipe import parse_recipe
 from adaptkit.registry import Registry, load_registry
 from adaptkit.strategy import AdaptContext, Capabilities, FeaturePoint, Strategy
-from adaptkit.task import Metrics, Task
+from adaptkit.task import Metrics, Task, TaskCapabilities
 
-CONTRACTS = (Strategy, Task, Metrics, Registration, Events)
-RECORDS = (AdaptContext, Capabilities, FeaturePoint)
+CONTRACTS = (Strategy, Task, Metrics, Registration, Events, Tracker)
+RECORDS = (AdaptContext, Capabilities, FeaturePoint, TaskCapabilities, RunInfo, StepRecord)
+LISTED = {"contract.md": (Strategy, Task), "hooks.md": (Registration, Events, Tracker)}
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=title)
@@ -49,17 +50,48 @@ def generate() -> ModuleType:
     return module
 
 
+def methods(contract: type) -> list[str]:
+    return [name for name, member in vars(contract).items() if inspect.isfunction(member) and not name.startswith("_")]
+
+
 @pytest.mark.parametrize(
-    ("contract", "method"),
-    [
-        (contract, name)
-        for contract in CONTRACTS
-        for name, member in vars(contract).items()
-        if inspect.isfunction(member) and not name.startswith("_")
-    ],
+    ("contract", "method"), [(contract, name) for contract in CONTRACTS for name in methods(contract)]
 )
 def test_every_method_and_hook_of_a_contract_is_documented(contract: type, method: str) -> None:
     assert inspect.getdoc(vars(contract)[method])
+
+
+@pytest.mark.parametrize("method", methods(Strategy))
+def test_every_method_of_a_strategy_says_when_it_is_called(method: str) -> None:
+    assert re.search(r"\bCalled\b", inspect.getdoc(vars(Strategy)[method]) or "")
+
+
+@pytest.mark.parametrize(
+    ("page", "method"),
+    [(page, name) for page, contracts in LISTED.items() for contract in contracts for name in methods(contract)],
+)
+def test_every_method_and_hook_is_on_its_page(page: str, method: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert f"\n### {method}\n" in text or f"\n| `{method}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("page", "record"),
+    [("contract.md", Capabilities), ("contract.md", AdaptContext), ("hooks.md", RunInfo), ("hooks.md", StepRecord)],
+)
+def test_every_field_is_on_its_page(page: str, record: type) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert not [field for field in inspect.get_annotations(record) if f"\n| `{field}` |" not in text]
+
+
+def test_a_page_says_what_a_method_does_by_default() -> None:
+    sections = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8").split("\n### ")
+    ends = {section.partition("\n")[0]: section for section in sections}
+    assert "No default: it must be written." in ends["adapt"]
+    assert "By default it does nothing." in ends["before_step"]
+    assert "By default it refuses." in ends["merge"]
+    rate = Strategy.learning_rate(None, "encoder")  # type: ignore[arg-type]
+    assert f"By default it returns `{rate}`." in ends["learning_rate"]
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -100,7 +132,9 @@ def test_every_make_target_that_is_shown_exists(page: Path) -> None:
 def test_every_recipe_that_is_shown_is_valid(page: Path, registry: Registry) -> None:
     quickstart = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     for block in doc_text.blocks(page, "yaml"):
-        parse_recipe({**quickstart, **yaml.safe_load(block)}, resolver=registry)
+        shown = yaml.safe_load(block)
+        around = {key: value for key, value in quickstart.items() if key != "strategy" or "stages" not in shown}
+        parse_recipe({**around, **shown}, resolver=registry)
 
 
 @every_page
