@@ -55,7 +55,8 @@ BASES: Mapping[str, TinyBase] = {
     "t5": TinyBase(
         "encoder-decoder",
         "t5",
-        {"d_model": 128, "num_layers": 2, "num_heads": 4, "d_kv": 32, "d_ff": 128, "dropout_rate": 0.0},
+        {"d_model": 128, "num_layers": 2, "num_heads": 4, "d_kv": 32, "d_ff": 128, "dropout_rate": 0.0}
+        | {"feed_forward_proj": "gated-gelu"},  # At the kink of a ReLU, rounding decides on a gradient.
         "seq2seq",
     ),
 }
