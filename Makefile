@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SENTENCE ?= A warm, funny and wonderfully acted film.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench matrix assets recipes-assets clean
+.PHONY: help quickstart test test-plugins lint bench matrix conformance assets recipes-assets clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -29,6 +29,10 @@ quickstart: $(INSTALLED)  ## adapt MiniLM to film reviews, evaluate it, ask it (
 test: assets  ## run the tests
 	$(BIN)/python -m pytest
 
+test-plugins: $(INSTALLED)  ## run the tests of the packages in plugins/, each in its folder (about four minutes)
+	@set -eu; for package in plugins/*/; do echo "$$package"; \
+	(cd "$$package" && ../../$(BIN)/python -m pytest tests -p no:cacheprovider -p no:warnings -q); done
+
 lint: $(INSTALLED)  ## check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +51,9 @@ recipes-assets: $(INSTALLED)  ## fetch those of every recipe, about 170 MB (need
 
 matrix: $(INSTALLED)  ## run every cell of docs/support.md anew (about twenty minutes)
 	$(BIN)/python -m benchmarks matrix --write
+
+conformance: $(INSTALLED)  ## run every conformance check on every strategy (about half an hour)
+	$(BIN)/python -m benchmarks conformance --write
 
 clean:  ## remove the virtual environment and caches; assets and runs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -26,6 +26,7 @@ BASES: Mapping[Family, str] = {"encoder": "bert", "decoder": "llama", "encoder-d
 # Token ids of the words in the rows, and a layer that does not train.
 STRATEGY_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "last-layers": {"num_layers": 1},
+    "lisa": {"activated_layers": 1, "interval_steps": 2},
     "peft:trainable-tokens": {"token_indices": list(range(70, 320))},
 }
 # Under weight decay a tensor without a gradient would change nevertheless.

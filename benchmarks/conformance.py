@@ -3,7 +3,8 @@
     python -m benchmarks conformance [--strategies lora,bitfit] [--write]
 
 Every check of `adaptkit.testing` is tried on every tiny base. What a strategy cannot pass it declares with the reason
-(``known_failures``); anything else that fails is a fault.
+(``known_failures``); anything else that fails is a fault. Strategies run with their default options, but for those
+of `benchmarks.cells.STRATEGY_OPTIONS`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from adaptkit.plugins import DISTRIBUTION, GROUP
 from adaptkit.registry import load_registry
 from adaptkit.strategy import Strategy
 from adaptkit.testing import Outcome, run_checks
+from benchmarks.cells import STRATEGY_OPTIONS
 from benchmarks.report import machine, replace_block
 
 DOCUMENT = Path("docs/support.md")
@@ -73,13 +75,15 @@ def _brought(package: Path) -> Iterator[type[Strategy[Any]]]:
         yield from found
 
 
-def _tried(strategy: type[Strategy[Any]]) -> dict[str, Any]:
+def _tried(cls: type[Strategy[Any]]) -> dict[str, Any]:
     """Returns how many checks ended how, the reasons of what did not pass, and the seconds that all took."""
     started = time.monotonic()
+    strategy = cls(cls.Options.model_validate({"name": cls.name, **STRATEGY_OPTIONS.get(cls.name, {})}))
     outcomes = list(run_checks(strategy))
     for outcome in outcomes:
         if not outcome.good:
             print(f"fault: {outcome}", flush=True)
+    print(f"{cls.name}: {time.monotonic() - started:.0f} s", flush=True)
     return {
         "states": dict(Counter(outcome.state for outcome in outcomes)),
         "reasons": [_reason(outcome) for outcome in outcomes if outcome.state not in ("passed", "not applicable")],

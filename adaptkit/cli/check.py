@@ -32,13 +32,16 @@ def add_commands(app: typer.Typer) -> None:
 
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A strategy, or a distribution that brings some.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE…]", help="Options of the strategy, as num_layers=1.")
+    ] = None,
 ) -> None:
     """Check that a strategy, or all those of a distribution, keep the contract."""
     from adaptkit.errors import PluginError
     from adaptkit.registry import load_registry
 
     registry = load_registry()
-    found = _strategies(name, registry)
+    found = [_made(strategy, options or (), registry) for strategy in _strategies(name, registry)]
     from adaptkit.testing import run_checks
 
     failed = []
@@ -80,6 +83,28 @@ def _strategies(name: str, registry: Registry) -> list[type[Strategy[Any]]]:
     return brought or [registry.strategy(name)]
 
 
+def _made(strategy: type[Strategy[Any]], options: Sequence[str], registry: Registry) -> Strategy[Any]:
+    """Returns a strategy with options.
+
+    Raises:
+        RecipeError: It does not have them.
+    """
+    import yaml
+
+    from adaptkit.errors import RecipeError
+    from adaptkit.recipe import parse_recipe
+
+    values = {"name": strategy.name}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"{text!r} is no KEY=VALUE", fix="write an option of the strategy, as num_layers=1")
+        values[key.removeprefix("strategy.")] = yaml.safe_load(value)
+    task = next(iter(sorted(strategy.capabilities.tasks or registry.tasks)))
+    recipe = {"model": "tiny", "task": task, "data": {"train": "rows.jsonl"}, "strategy": values, "output": "run"}
+    return strategy(parse_recipe(recipe, resolver=registry).strategy)
+
+
 def _counted(name: str, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:
     """Passes outcomes on, and tells a person at a terminal how far it is."""
     shown = sys.stderr.isatty()
@@ -91,7 +116,7 @@ def _counted(name: str, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _print_outcomes(strategy: type[Strategy[Any]], outcomes: Sequence[Outcome]) -> None:
+def _print_outcomes(strategy: Strategy[Any], outcomes: Sequence[Outcome]) -> None:
     """Prints a row for each check with a column for each base, then the reasons."""
     bases = list(dict.fromkeys(outcome.base for outcome in outcomes if outcome.base))
     rows: dict[str, list[Outcome]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,7 @@ def validate(
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the recipe with every default.")] = False,
 ) -> None:
     """Check a recipe and its data without loading a model."""
-    from adaptkit.recipe import dump_recipe
+    from adaptkit.recipe import StagedRecipe, dump_recipe
     from adaptkit.registry import load_registry
     from adaptkit.runner import check, choose, resolve
 
@@ -42,8 +42,10 @@ def validate(
     if resolved:
         print(dump_recipe(parsed), end="")
         return
-    print(f"{recipe} is good: {strategy.name} on {parsed.model.name} for {task.name}")
-    _print_plan(parsed, task, splits)
+    stages = parsed.stages if isinstance(parsed, StagedRecipe) else (parsed,)
+    names = ", then ".join(stage.strategy.name for stage in stages)
+    print(f"{recipe} is good: {names} on {stages[0].model.name} for {task.name}")
+    _print_plan(stages, task, splits)
     for note in task.notes:
         print(f"note: {note}")
 
@@ -144,18 +146,26 @@ def plugins() -> None:
         print(f"\n{Problem(found, where=f'entry point {failure.entry_point}', fix=failure.fix)}")
 
 
-def _print_plan(recipe: Recipe, task: Task[Any], splits: Splits) -> None:
+def _print_plan(stages: Sequence[Recipe], task: Task[Any], splits: Splits) -> None:
+    """Prints rows, steps and output of a recipe, or of its stages, which have the rows and the output in common."""
+    rows = {"train": splits.train, "evaluation": splits.evaluation, "test": splits.test}
+    print(f"  rows:    {', '.join(f'{len(split):,} {name}' for name, split in rows.items() if split)}")
+    for number, stage in enumerate(stages, 1):
+        steps = _steps(stage, task, splits)
+        print(f"  steps:   {steps}" if len(stages) == 1 else f"  stage {number}: {stage.strategy.name}, steps: {steps}")
+    output = stages[-1].output
+    taken = "; there already: the run needs --new or --resume" if Path(output).exists() else ""
+    print(f"  output:  {output}{taken}")
+
+
+def _steps(recipe: Recipe, task: Task[Any], splits: Splits) -> str:
     from adaptkit.training.batches import total_steps
 
-    rows = {"train": splits.train, "evaluation": splits.evaluation, "test": splits.test}
     settings = recipe.training
     rate = "the strategy's" if settings.learning_rate is None else f"{settings.learning_rate:.1e}"
-    print(f"  rows:    {', '.join(f'{len(split):,} {name}' for name, split in rows.items() if split)}")
     features = 0 if settings.max_steps else task.feature_count(len(splits.train))
     steps = "known when the rows are tokenized:" if features is None else f"{total_steps(features, settings):,}"
-    print(f"  steps:   {steps} of {settings.effective_batch} rows each, learning rate {rate}")
-    taken = "; there already: the run needs --new or --resume" if Path(recipe.output).exists() else ""
-    print(f"  output:  {recipe.output}{taken}")
+    return f"{steps} of {settings.effective_batch} rows each, learning rate {rate}"
 
 
 def _print_entries(kind: str, entries: Mapping[str, Entry[Any]], registry: Registry) -> None:

@@ -39,6 +39,7 @@ class Method:
         targets: The default of ``target_modules``; None: PEFT's own.
         without: Options that are not offered, because nothing here drives what they switch on.
         capabilities: What it works with.
+        known_failures: Conformance checks that it cannot pass, with the reasons.
     """
 
     summary: str
@@ -49,6 +50,7 @@ class Method:
     targets: Literal["all-linear", "all-norms"] | None = "all-linear"
     without: frozenset[str] = frozenset()
     capabilities: Capabilities = LAYERS
+    known_failures: Mapping[str, str] = field(default_factory=dict)
 
 
 # Variants of LoRA that read data first, keep state between steps, add a loss, or rewrite the base.

@@ -98,6 +98,7 @@ def _usable(method: str, known: Method) -> type[Strategy[Any]]:
         "method": method,
         "Options": LazyOptions(partial(peft_options, method)),
         "capabilities": known.capabilities,
+        "known_failures": known.known_failures,
     }
     return type(_class_name(method), (PARENTS[known.kind],), attributes)
 

@@ -9,7 +9,7 @@ import torch
 
 from adaptkit.registry import load_registry
 from adaptkit.tasks._generation import generate
-from benchmarks.cells import FAMILIES, Cell, Workshop, prepare_trial
+from benchmarks.cells import FAMILIES, Cell, Trials, prepare_trial
 
 TASKS = {"decoder": "sft", "encoder-decoder": "seq2seq"}
 STRATEGIES = {name: entry.value.capabilities for name, entry in load_registry().strategies.items()}
@@ -21,8 +21,8 @@ TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("generation"))
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(tmp_path_factory.mktemp("generation"))
 
 
 def stirred(model: Any) -> Any:
@@ -36,8 +36,8 @@ def stirred(model: Any) -> Any:
 
 
 @pytest.mark.parametrize(("strategy", "family"), CASES)
-def test_a_text_does_not_depend_on_a_longer_one_beside_it(workshop: Workshop, strategy: str, family: Any) -> None:
-    trial = prepare_trial(workshop.recipe(Cell(strategy, family, TASKS[family], "fp32")), workshop.registry)
+def test_a_text_does_not_depend_on_a_longer_one_beside_it(trials: Trials, strategy: str, family: Any) -> None:
+    trial = prepare_trial(trials.recipe(Cell(strategy, family, TASKS[family], "fp32")), trials.registry)
     model, tokenizer = stirred(trial.job.model), trial.adapted.base.tokenizer
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
@@ -52,8 +52,8 @@ def test_a_text_does_not_depend_on_a_longer_one_beside_it(workshop: Workshop, st
 
 
 @pytest.mark.parametrize("strategy", [name for name, family in CASES if family == "decoder"])
-def test_each_token_is_the_likeliest_behind_those_before_it(workshop: Workshop, strategy: str) -> None:
-    trial = prepare_trial(workshop.recipe(Cell(strategy, "decoder", "sft", "fp32")), workshop.registry)
+def test_each_token_is_the_likeliest_behind_those_before_it(trials: Trials, strategy: str) -> None:
+    trial = prepare_trial(trials.recipe(Cell(strategy, "decoder", "sft", "fp32")), trials.registry)
     model, tokenizer = stirred(trial.job.model), trial.adapted.base.tokenizer
     ids = torch.randint(5, 200, (1, 6), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -67,8 +67,8 @@ def test_each_token_is_the_likeliest_behind_those_before_it(workshop: Workshop, 
 
 
 @pytest.mark.parametrize("strategy", [name for name, family in CASES if family == "decoder"])
-def test_no_text_is_written_beyond_the_last_position(workshop: Workshop, strategy: str) -> None:
-    trial = prepare_trial(workshop.recipe(Cell(strategy, "decoder", "sft", "fp32")), workshop.registry)
+def test_no_text_is_written_beyond_the_last_position(trials: Trials, strategy: str) -> None:
+    trial = prepare_trial(trials.recipe(Cell(strategy, "decoder", "sft", "fp32")), trials.registry)
     model, tokenizer = stirred(trial.job.model), trial.adapted.base.tokenizer
     ids = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
