@@ -26,12 +26,13 @@ quickstart: $(INSTALLED)  ## adapt MiniLM to film reviews, evaluate it, ask it (
 	    "$(BIN)/adaptkit strategies        what else can be named as the strategy" \
 	    "cp recipes/quickstart.yaml my.yaml    and name your own data in it"
 
+# A file's tests in one process, on one thread each: the models are too small for more.
 test: assets  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-plugins: $(INSTALLED)  ## run the tests of the packages in plugins/, each in its folder (about four minutes)
-	@set -eu; for package in plugins/*/; do echo "$$package"; \
-	(cd "$$package" && ../../$(BIN)/python -m pytest tests -p no:cacheprovider -p no:warnings -q); done
+test-plugins: $(INSTALLED)  ## run the tests of the packages in plugins/, each in its folder
+	@set -eu; for package in plugins/*/; do echo "$$package"; (cd "$$package" && \
+	OMP_NUM_THREADS=1 ../../$(BIN)/python -m pytest -n auto --maxprocesses 4 -p no:cacheprovider -p no:warnings); done
 
 lint: $(INSTALLED)  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -544,7 +544,7 @@ def test_what_only_the_model_shows_is_one_error_and_leaves_nothing_behind(
     check_case(case, cli, "run")
 
 
-@pytest.mark.parametrize("strategy", ["linear-probe", "prefix-tuning"])
+@pytest.mark.parametrize("strategy", ["peft:prompt-tuning", "prefix-tuning"])
 def test_a_run_that_cannot_become_a_base_is_refused_by_validation(
     strategy: str, base_folder: Path, cli: CommandLine
 ) -> None:

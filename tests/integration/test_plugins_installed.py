@@ -160,16 +160,11 @@ print(json.dumps([[p.distribution for p in registry.plugins if p.disabled], sort
     assert "bias" not in strategies
 
 
-def test_loading_is_fast_and_imports_no_torch(site: Path) -> None:
+def test_loading_imports_nothing_heavy(site: Path) -> None:
     code = """
-import json, sys, time
+import json, sys
 from adaptkit.registry import load_registry
-begin = time.perf_counter()
 load_registry()
-seconds = time.perf_counter() - begin
-print(json.dumps([seconds, sorted({"torch", "transformers", "peft", "bitsandbytes", "datasets"} & set(sys.modules))]))
+print(json.dumps(sorted({"torch", "transformers", "peft", "bitsandbytes", "datasets"} & set(sys.modules))))
 """
-    runs = [run_python(site, code) for _ in range(3)]
-    assert [heavy for _, heavy in runs] == [[], [], []]
-    # The best of three: a busy machine is not a slow registry.
-    assert min(seconds for seconds, _ in runs) < 0.15
+    assert run_python(site, code) == []

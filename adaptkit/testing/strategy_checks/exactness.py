@@ -10,7 +10,8 @@ from adaptkit.testing.subject import Subject
 from adaptkit.testing.trial import ALL_TOKENS, Trial
 
 SOME_TOKENS, ONE_ROW = 40, 1  # of a micro-batch
-TOLERANCE = 2e-6  # of the gradient's norm, in fp32
+# Of the gradient's norm, in fp32: rounding alone was up to 2.1e-6 in these models.
+TOLERANCE = 1e-5
 
 
 def _trial(subject: Subject, task: str | None = None, *, checkpointing: bool = False) -> Trial:
