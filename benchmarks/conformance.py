@@ -61,7 +61,8 @@ def strategies() -> dict[str, type[Strategy[Any]]]:
         for name, entry in sorted(load_registry().strategies.items(), key=lambda item: (":" in item[0], item[0]))
         if entry.distribution == DISTRIBUTION
     }
-    return built_in | {cls.name: cls for package in sorted(PLUGINS.iterdir()) for cls in _brought(package)}
+    packages = [project.parent for project in sorted(PLUGINS.glob("*/pyproject.toml"))]
+    return built_in | {cls.name: cls for package in packages for cls in _brought(package)}
 
 
 def _brought(package: Path) -> Iterator[type[Strategy[Any]]]:

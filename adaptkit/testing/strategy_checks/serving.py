@@ -65,11 +65,14 @@ def _written(trial: Trial, prompts: list[list[int]], *, cache: bool) -> list[lis
 @check()
 def check_frozen_features(subject: Subject) -> None:
     """Training on cached features of the frozen part ends where training through the whole model does."""
-    trial, whole = subject.trial(), subject.trial()
+    trial, whole = subject.trial(), subject.trial(cache_frozen_features=False)
     if trial.strategy.frozen_features(trial.model) is None:
         raise NotApplicable("no frozen part is named")
-    features = (trial.prepared.train, trial.prepared.evaluation)
-    if not use_frozen_features(trial.job, trial.adapted, trial.recipe.training, *features):
+    cached, _ = (
+        use_frozen_features(one.job, one.adapted, one.recipe.training, one.prepared.train, one.prepared.evaluation)
+        for one in (trial, whole)
+    )
+    if not cached:
         raise NotApplicable("its features cannot be cached here")
     trial.step(STEPS)
     whole.step(STEPS)

@@ -59,15 +59,15 @@ def _assert_base_is_kept(trial: Trial) -> None:
 
 @check()
 def check_loss_falls(subject: Subject) -> None:
-    """On rows that can be learned by heart the loss falls, at the strategy's own learning rate."""
-    trial = subject.trial(max_steps=STEPS_TO_LEARN)
-    before = trial.evaluate()["loss"]
-    trial.step(STEPS_TO_LEARN)
-    after = trial.evaluate()["loss"]
+    """On rows that can be learned by heart the loss falls, at the strategy's own learning rate.
+
+    It need not stay down: the rate is one for larger models, and held from the first step to the last.
+    """
+    trial = subject.trial(max_steps=STEPS_TO_LEARN).without_dropout()
+    first, *others = [record.loss for record in trial.step(STEPS_TO_LEARN)]  # each over all rows
     rate = trial.recipe.training.learning_rate
-    assert after <= LEARNED * before, (
-        f"the loss was {before:.4f} and is {after:.4f} after {STEPS_TO_LEARN} steps at {rate}"
-    )
+    found = f"the loss was {first:.4f} and never below {min(others):.4f} in {STEPS_TO_LEARN} steps at {rate}"
+    assert min(others) <= LEARNED * first, found
 
 
 @check()
