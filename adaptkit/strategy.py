@@ -86,6 +86,11 @@ class AdaptContext:
             depend on it.
         seed: Of the run.
         precision: Storage of the base weights.
+        bf16: Whether batches go through the model in bf16 arithmetic.
+        whole_modules: Names of the modules that train whole, the head and those of other new parameters: an adapter
+            would be idle there.
+        autocast: ``autocast(model)`` is the context in which a batch goes through a model as in training; `initialize`
+            may need it.
     """
 
     family: Family
@@ -97,14 +102,20 @@ class AdaptContext:
     total_steps: int
     seed: int
     precision: Precision
+    bf16: bool = False
 
     @property
     def whole_modules(self) -> tuple[str, ...]:
-        """Names of the modules that train whole, the head and those of other new parameters: an adapter would be idle
-        there.
-        """
+        """Names of the modules that train whole."""
         others = (name.rpartition(".")[0] for name in self.new_parameters)
         return tuple(dict.fromkeys((*self.head_modules, *others)))
+
+    def autocast(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Returns the context in which a batch goes through a model, as in training."""
+        import torch
+
+        device = next(model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _default(method: Callable[..., Any]) -> str:
 def _value(cls: type, name: str) -> str:
     """Returns the default of an attribute as code, or nothing where it has none."""
     if is_dataclass(cls):
-        (value,) = [field.default for field in fields(cls) if field.name == name]
+        value = next((field.default for field in fields(cls) if field.name == name), MISSING)
     else:
         value = inspect.getattr_static(cls, name, MISSING)
     return "" if value is MISSING else f"`{_code(value)}`"

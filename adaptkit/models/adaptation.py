@@ -45,4 +45,14 @@ def adapt_model(strategy: Strategy[Any], base: BaseModel, context: AdaptContext)
         )
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    _widen_norms(model)
     return model
+
+
+def _widen_norms(model: nn.Module) -> None:
+    """Stores a layer norm as a whole in fp32 where a part of it trains: on a CPU it takes no two precisions at once."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) and any(parameter.requires_grad for parameter in module.parameters()):
+            module.float()

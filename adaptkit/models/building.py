@@ -141,6 +141,7 @@ def build_model(
         total_steps=total_steps,
         seed=recipe.training.seed,
         precision=numerics.precision,
+        bf16=numerics.bf16,
     )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import runpy
@@ -21,6 +22,8 @@ from in_process import CommandLine, pip_install, write_plugin, write_recipe
 import adaptkit
 from adaptkit.artifact.run import Run
 from adaptkit.errors import PluginError
+from adaptkit.registry import load_registry
+from adaptkit.testing import STRATEGY_CHECKS, NotApplicable, Subject
 
 README = ROOT / "README.md"
 PLUGINS_PAGE = ROOT / "docs" / "plugins.md"
@@ -217,3 +220,12 @@ def test_the_readmes_python_runs(
 def test_every_attribute_of_a_run_that_the_readme_shows_is_documented(name: str) -> None:
     assert f"run.{name}" in README.read_text(encoding="utf-8")
     assert getattr(Run, name).__doc__
+
+
+@pytest.mark.usefixtures("_visible")
+@pytest.mark.parametrize("name", ["bitfit", "pca-lora"])
+def test_the_strategies_that_are_shown_keep_the_contract(name: str) -> None:
+    strategy = load_registry().strategy(name)
+    for check in STRATEGY_CHECKS:
+        with contextlib.suppress(NotApplicable):
+            check(Subject(strategy))

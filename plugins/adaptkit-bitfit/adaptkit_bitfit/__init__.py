@@ -56,7 +56,6 @@ class BitFit(Strategy[BitFitOptions]):
             parameter.requires_grad_(True)
         for name in context.head_modules:
             model.get_submodule(name).requires_grad_(True)
-        widen_norms(model)
         return model
 
     def merge(self, model: nn.Module) -> nn.Module:
@@ -77,15 +76,6 @@ class BitFit(Strategy[BitFitOptions]):
             allowed="models with biases: BERT, RoBERTa, GPT-2, OPT, BART …; Llama and T5 have none",
             fix="set strategy.biases to all, or choose lora" if subset else "choose another strategy, lora for one",
         )
-
-
-def widen_norms(model: nn.Module) -> None:
-    """Stores layer norms whose bias trains in fp32: on a CPU a weight in bf16 does not go with a bias in fp32."""
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm) and module.bias is not None and module.bias.requires_grad:
-            module.float()
 
 
 @hookimpl
