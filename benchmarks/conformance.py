@@ -39,13 +39,14 @@ def main(arguments: list[str]) -> None:
     """Runs the checks and prints what is wrong; with --write replaces the results and the table in the docs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks conformance")
     parser.add_argument("--strategies", default="", help="names, separated by commas; default: all")
-    parser.add_argument("--write", action="store_true", help=f"replace {RESULTS} and the table in {DOCUMENT}")
+    parser.add_argument("--write", action="store_true", help=f"replace them in {RESULTS} and {DOCUMENT}")
     options = parser.parse_args(arguments)
     chosen = [name for name in options.strategies.split(",") if name]
-    if options.write and chosen:
-        parser.error("--write is for all strategies, without --strategies")
     known = strategies()
     results = {name: _tried(known[name]) for name in chosen or known}
+    if options.write and chosen:
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))["strategies"]
+        results = {name: results.get(name) or before[name] for name in known}
     recorded = {"machine": f"{machine()}, bitsandbytes {version('bitsandbytes')}", "strategies": results}
     if options.write:
         write_text(RESULTS, json.dumps(recorded, indent=1) + "\n")

@@ -44,6 +44,9 @@ class PeftStrategy(Strategy[OptionsT]):
             adapted = self.inject(model, config, context)
         except (ValueError, TypeError, ArithmeticError, NotImplementedError, OSError) as error:
             raise self._unfit(error, model, context) from error
+        if not any(parameter.requires_grad for parameter in adapted.parameters()):
+            # Some methods pass over layers that they do not know; the head alone would train.
+            raise self._unfit(ValueError("it has no layer that the method knows"), model, context)
         self._head = context.head_modules
         # Only now: PEFT would copy the modules that it is told to save; here the framework trains the head in place.
         config.modules_to_save = list(context.head_modules) or None

@@ -25,6 +25,9 @@ PROMPT = Capabilities(virtual_tokens=True, packing=False, can_disable=True)
 # PEFT hands the prefix over as a cache, which transformers does not use while it recomputes activations.
 CACHE = Capabilities(families=DECODERS, packing=False, can_disable=True, gradient_checkpointing=False)
 
+NO_PLAN = {"check_meta_device": "PEFT decomposes the weights while it builds the layers, so that they must be there"}
+ONLY_WITH_CACHE = {"check_generation on llama": "PEFT hands the prefix over as a cache; without one it cannot generate"}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -87,6 +90,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             (1e-2, 2e-3),
             defaults={"r": 64},
             capabilities=PLAIN,
+            known_failures=NO_PLAN,
             # Its allocation between subspaces is driven by a callback of PEFT's.
             without=frozenset(
                 {"use_asa", "asa_target_subspaces", "init_warmup", "final_warmup", "mask_interval"}
@@ -123,6 +127,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             defaults=PROMPT_LENGTH,
             types=PROMPT_TYPES,
             capabilities=CACHE,
+            known_failures=ONLY_WITH_CACHE,
         ),
         "deft": Method("DEFT: low-rank edits in a learned subspace of the weights.", (2e-3, 5e-4), capabilities=PLAIN),
         "delora": Method(
@@ -139,6 +144,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "FRoD: sparse rotations in a basis that layers of one kind share.",
             (5e-3, 2e-3),
             capabilities=PLAIN,
+            known_failures=NO_PLAN,
             without=frozenset({"runtime_offload_base_weight"}),
         ),
         "glora": Method(
@@ -190,6 +196,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             defaults=PROMPT_LENGTH,
             types=PROMPT_TYPES,
             capabilities=CACHE,
+            known_failures=ONLY_WITH_CACHE,
         ),
         "prompt-tuning": Method(
             "Prompt tuning: trained tokens in front of the text (arXiv:2104.08691).",

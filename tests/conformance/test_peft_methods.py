@@ -28,6 +28,7 @@ from adaptkit.registry import load_registry
 from adaptkit.strategies._peft_fields import config_fields
 from adaptkit.strategy import AdaptContext, Strategy
 from adaptkit.task import BaseModel, LossSum
+from adaptkit.testing import NotApplicable, Subject
 from adaptkit.training.loop import Job, train_step
 
 STRATEGIES = {name: entry.value for name, entry in load_registry().strategies.items() if name.startswith("peft:")}
@@ -315,6 +316,12 @@ def test_options_that_peft_refuses_are_named() -> None:
 def test_a_method_that_cannot_adapt_this_model_says_so() -> None:
     with pytest.raises(ModelError, match=r"peft:c3a cannot be applied to LlamaForCausalLM.*block size"):
         adapted(make("peft:c3a", block_size=48))
+
+
+def test_a_method_that_passes_over_every_layer_of_a_model_is_refused_although_a_new_head_would_train() -> None:
+    on_gpt2 = Subject(load_registry().strategy("peft:osf"), base_name="gpt2")  # whose layers are no nn.Linear
+    with pytest.raises(NotApplicable, match="peft:osf cannot be applied to GPT2ForSequenceClassification"):
+        on_gpt2.trial()
 
 
 def test_adalora_ends_at_its_target_rank_and_resumes_to_the_same_bits() -> None:
