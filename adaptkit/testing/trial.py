@@ -25,7 +25,7 @@ from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job
 
 ALL_TOKENS = 10**6  # of one micro-batch
-NOISE = 0.05
+NOISE = 0.005
 
 
 @dataclass
