@@ -89,7 +89,6 @@ def _tried(cls: type[Strategy[Any]]) -> dict[str, Any]:
     return {
         "states": dict(Counter(outcome.state for outcome in outcomes)),
         "reasons": [_reason(outcome) for outcome in outcomes if outcome.state not in ("passed", "not applicable")],
-        "refused": sorted({o.base: o.reason for o in outcomes if o.reason.startswith("refused: ")}.items()),
         "seconds": round(time.monotonic() - started),
     }
 

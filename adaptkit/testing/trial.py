@@ -19,7 +19,7 @@ from adaptkit.strategy import Strategy
 from adaptkit.task import Task
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.evaluation import eval_mode, evaluate, inference, ordered_batches
-from adaptkit.training.loop import Job, train_step
+from adaptkit.training.loop import Job, accumulate_gradient, train_step
 from adaptkit.training.preparation import Preparation, prepare
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job
@@ -115,10 +115,8 @@ class Trial:
 
     def gradient(self, micro_batches: list[dict[str, Tensor]]) -> Tensor:
         """Returns the gradient of all that trains, float64 ``(parameters,)``, as the loop computes it."""
-        from adaptkit.training.loop import _backward
-
         self.model.zero_grad()
-        _backward(self.job, micro_batches, sum(self.task.count(batch) for batch in micro_batches))
+        accumulate_gradient(self.job, micro_batches, sum(self.task.count(batch) for batch in micro_batches))
         gradients = [p.grad.flatten().double() for p in self.job.trainable().values() if p.grad is not None]
         self.model.zero_grad()
         return torch.cat(gradients)

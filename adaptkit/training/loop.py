@@ -112,7 +112,7 @@ def train_step(job: Job) -> StepRecord:
             f"the batch of step {job.step + 1} has nothing to learn from: no label counts in it",
             fix="check the labels, and data.max_length, which may cut them away",
         )
-    loss = _backward(job, micro_batches, count)
+    loss = accumulate_gradient(job, micro_batches, count)
     trainable = job.trainable()
     _check_gradients(job, trainable)
     norm = _gradient_norm(job, trainable)
@@ -147,7 +147,7 @@ def _tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].numel() if "input_ids" in batch else 0
 
 
-def _backward(job: Job, micro_batches: list[dict[str, Tensor]], count: float) -> float:
+def accumulate_gradient(job: Job, micro_batches: list[dict[str, Tensor]], count: float) -> float:
     """Accumulates the gradient of the whole effective batch and returns its loss."""
     total = torch.zeros((), device=job.accelerator.device)
     for batch in micro_batches:

@@ -19,6 +19,8 @@ from adaptkit.training.rng import seed_everything
 from adaptkit.training.saved_state import Unsaved, check_saves_what_trains
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from adaptkit.models.building import AdaptedModel
     from adaptkit.recipe import TrainingSpec
     from adaptkit.strategy import Strategy
@@ -48,17 +50,11 @@ def make_job(
         ModelError: Rows are to be packed, and the model does not keep them apart.
         PluginError: The strategy does not save what it trains.
     """
-    assert settings.learning_rate is not None, "the runner fills in the strategy's own"
     seed_everything(settings.seed)
     model = adapted.model.train()
     if settings.packing:
         check_packing(model, features, adapted.max_length, adapted.numerics)
-    groups = strategy.parameter_groups(model, settings.learning_rate)
-    if groups is None:
-        groups = decay_groups(model, settings.learning_rate, settings.weight_decay)
-    check_groups(model, groups)
-    for group in groups:
-        group.setdefault("weight_decay", settings.weight_decay)
+    groups = _groups(model, strategy, settings)
     check_saves_what_trains(model, strategy)
     optimizer = strategy.make_optimizer(groups, settings) or optimizer_factory(groups, settings)
     steps = total_steps(len(features), settings)
@@ -89,6 +85,18 @@ def make_job(
         max_grad_norm=settings.max_grad_norm,
         unsaved=Unsaved(model, strategy),
     )
+
+
+def _groups(model: nn.Module, strategy: Strategy[Any], settings: TrainingSpec) -> list[dict[str, Any]]:
+    """Returns the strategy's parameter groups, or those by weight decay, once they are known to be whole."""
+    assert settings.learning_rate is not None, "the runner fills in the strategy's own"
+    groups = strategy.parameter_groups(model, settings.learning_rate)
+    if groups is None:
+        groups = decay_groups(model, settings.learning_rate, settings.weight_decay)
+    check_groups(model, groups)
+    for group in groups:
+        group.setdefault("weight_decay", settings.weight_decay)
+    return groups
 
 
 def use_frozen_features(job: Job, adapted: AdaptedModel, settings: TrainingSpec, *splits: Sequence[Features]) -> bool:

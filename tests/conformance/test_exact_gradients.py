@@ -20,7 +20,7 @@ from adaptkit.strategy import Family
 from adaptkit.task import IGNORE_INDEX, Features
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.isolation import check_packing, reads_padding
-from adaptkit.training.loop import Job, _backward
+from adaptkit.training.loop import Job, accumulate_gradient
 
 ROWS = 8
 ALL_ROWS, SOME_ROWS, ONE_ROW = 10**6, 90, 1  # tokens of a micro-batch
@@ -156,7 +156,7 @@ def batches(job: Job, recipe: Any, tokens: int, *, packing: bool = False) -> lis
 def gradient(job: Job, micro_batches: list[dict[str, Tensor]]) -> Tensor:
     """Returns the gradient of all that trains, float64 ``(parameters,)``, as the loop computes it."""
     job.model.zero_grad()
-    _backward(job, micro_batches, sum(job.task.count(batch) for batch in micro_batches))
+    accumulate_gradient(job, micro_batches, sum(job.task.count(batch) for batch in micro_batches))
     trained = job.trainable().values()
     return torch.cat([parameter.grad.flatten().double() for parameter in trained if parameter.grad is not None])
 
