@@ -4,7 +4,7 @@
 
 Every check of `adaptkit.testing` is tried on every tiny base. What a strategy cannot pass it declares with the reason
 (``known_failures``); anything else that fails is a fault. Strategies run with their default options, but for those
-of `benchmarks.cells.STRATEGY_OPTIONS`.
+of `benchmarks.cells.STRATEGY_OPTIONS`. With names, --write replaces their results and keeps those of the others.
 """
 
 from __future__ import annotations
