@@ -1,9 +1,10 @@
 """What every recipe gives: run as its first lines say, measured on rows that it has not seen.
 
-    python -m benchmarks recipes [NAME …] [--write]
+    python -m benchmarks recipes [NAME …] [--anew] [--write]
 
-Finished runs are kept in runs/ and are not run again, so that it can be stopped and continued. With --write the
-tables of the recipes that were named go into recipes/README.md.
+Finished runs are kept in runs/ and are not run again, so that it can be stopped and continued; neither is a variant
+whose figures are recorded, unless with --anew. With --write the tables of the recipes that were named go into
+recipes/README.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from adaptkit.artifact.run import load
 from adaptkit.comparison import Result, measure, run_apart
 from adaptkit.registry import load_registry
 from adaptkit.runner import check_same, resolve, settled
+from benchmarks.baselines import tfidf_accuracy
 from benchmarks.report import machine, markdown_table, replace_block
 
 DOCUMENT = Path("recipes/README.md")
@@ -69,7 +71,11 @@ SCRATCH = Variant(("model.init=random",), "-scratch")
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "spam": (PLAIN,),
     "pos-tagging": (PLAIN, *strategies("full", "qlora", "last-layers", "prefix-tuning", "linear-probe")),
-    "shakespeare": (PLAIN, *strategies(qlora="2e-3")),
+    "shakespeare": (
+        PLAIN,
+        *strategies(qlora="2e-3", full="1e-4", last_layers="2e-4"),
+        *strategies("prefix-tuning"),
+    ),
     "chitchat": (PLAIN,),
     "pretrain-bert": (PLAIN,),
     "finetune-bert": (
@@ -82,21 +88,27 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "pretrain-gpt": (PLAIN,),
     "pretrain-t5": (PLAIN,),
     "translate": (PLAIN, SCRATCH),
-    "pronounce": (PLAIN,),
+    "pronounce": (
+        PLAIN,
+        Variant(("model=runs/pretrain-t5",), "-pretrained"),
+        Variant(("model=runs/pretrain-t5", "model.init=random"), "-scratch"),
+    ),
 }
 WITH_BASE = ("shakespeare", "chitchat")  # a language model can do the task before the training
+BASELINES = {"spam": Path("assets/spam")}  # counted words can do the task
 
 
 def main(arguments: list[str]) -> None:
     """Runs, prints the tables, and with --write puts them into recipes/README.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--anew", action="store_true", help=f"also what {RESULTS} has")
     parser.add_argument("--write", action="store_true", help=f"replace the tables in {DOCUMENT}")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - VARIANTS.keys()):
         parser.error(f"unknown: {', '.join(unknown)}")
     for name in options.names or VARIANTS:
-        measured = list(run_recipe(name))
+        measured = list(run_recipe(name, {} if options.anew else recorded(name)))
         table = markdown_table(*rows(measured))
         print(f"{name}\n{table}\n")
         if options.write:
@@ -106,22 +118,36 @@ def main(arguments: list[str]) -> None:
             replace_block(name, f"{table}\n\n{machine()}; `python -m benchmarks recipes {name} --write`.", DOCUMENT)
 
 
-def run_recipe(name: str) -> Iterator[Measured]:
+def recorded(name: str) -> dict[str, Measured]:
+    """Returns what was measured of a recipe earlier, by variant."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    runs = [(run, run.pop("result")) for run in kept.get(name, {"runs": []})["runs"]]
+    return {run["variant"]: Measured(result=Result(**result) if result else None, **run) for run, result in runs}
+
+
+def run_recipe(name: str, known: dict[str, Measured]) -> Iterator[Measured]:
     """Yields what each variant of a recipe gives, in their order; the base, where it can be asked, first."""
+    if name in BASELINES:
+        yield Measured(name, "TF-IDF + logistic regression", None, {"accuracy": tfidf_accuracy(BASELINES[name])})
     file = f"recipes/{name}.yaml"
     registry = load_registry()
     for variant in VARIANTS[name]:
-        output = resolve(file, variant.overrides, registry).output + variant.suffix
-        folder = RunFolder(Path(output))
+        recipe = resolve(file, variant.overrides, registry)
+        folder = RunFolder(Path(output := recipe.output + variant.suffix))
+        base = f"base of `{recipe.strategy.name}`, before"
+        words = f"`{' '.join(variant.overrides) or recipe.strategy.name}`"
+        if words in known and not folder.results.is_file():
+            yield from (known[one] for one in (base, words) if one in known)
+            continue
         if folder.results.is_file():
             check_same(folder, settled(resolve(file, (*variant.overrides, f"output={output}"), registry), registry))
         else:
             print(f"running {name}{variant.suffix}", flush=True)
             run_apart(file, [*variant.overrides, f"output={output}"], folder)
         if name in WITH_BASE:
-            yield Measured(name, f"base of `{_words(folder)}`, before", None, _before(folder))
+            yield Measured(name, base, None, _before(folder))
         result = measure(folder)
-        yield Measured(name, f"`{' '.join(variant.overrides) or _words(folder)}`", result, result.metrics)
+        yield Measured(name, words, result, result.metrics)
 
 
 def rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
@@ -138,10 +164,6 @@ def _before(folder: RunFolder) -> dict[str, float]:
         write_json(file, load(folder.path).unadapted().evaluate())
     figures: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
     return figures
-
-
-def _words(folder: RunFolder) -> str:
-    return load(folder.path).recipe.strategy.name
 
 
 def _figure(value: float) -> str:
