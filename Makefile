@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SENTENCE ?= A warm, funny and wonderfully acted film.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-plugins lint bench matrix conformance assets recipes-assets clean
+.PHONY: help quickstart test test-gpu test-plugins lint bench matrix conformance assets recipes-assets clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
@@ -26,13 +26,16 @@ quickstart: $(INSTALLED)  ## adapt MiniLM to film reviews, evaluate it, ask it (
 	    "$(BIN)/adaptkit strategies        what else can be named as the strategy" \
 	    "cp recipes/quickstart.yaml my.yaml    and name your own data in it"
 
-# A file's tests in one process, on one thread each: the models are too small for more.
+# A file's tests in one process, on one thread each: the models are too small for more, and for a GPU.
 test: assets  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-gpu: $(INSTALLED)  ## run the tests that need a GPU with CUDA
+	$(BIN)/python -m pytest -m gpu
 
 test-plugins: $(INSTALLED)  ## run the tests of the packages in plugins/, each in its folder
 	@set -eu; for package in plugins/*/; do echo "$$package"; (cd "$$package" && \
-	OMP_NUM_THREADS=1 ../../$(BIN)/python -m pytest -n auto --maxprocesses 4 -p no:cacheprovider -p no:warnings); done
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 ../../$(BIN)/python -m pytest -n auto --maxprocesses 4 -p no:cacheprovider -p no:warnings); done
 
 lint: $(INSTALLED)  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

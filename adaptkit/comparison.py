@@ -16,7 +16,7 @@ from adaptkit.artifact.run import load
 from adaptkit.errors import AdaptkitError, RecipeError
 from adaptkit.recipe import Recipe
 from adaptkit.registry import load_registry
-from adaptkit.runner import check, check_same, choose, resolve, settled
+from adaptkit.runner import check, check_begun_with, choose, resolve
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def compare(
     for strategy, seed, parsed in runs:
         folder = RunFolder(Path(parsed.output))
         if folder.results.is_file():
-            check_same(folder, settled(parsed, registry))
+            check_begun_with(folder, parsed, registry)
         else:
             report(f"running {strategy}, seed {seed}")
             run_apart(recipe, [*overrides, *_own(strategy, seed, folder.path.parent)], folder)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_args
 
+from pydantic import Field
+
 from adaptkit.contracts import Kind
 from adaptkit.errors import AdaptkitError, PluginError, Problem, RecipeError, did_you_mean
 from adaptkit.format import Format
@@ -41,8 +43,27 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("mlm", "fill-mask"), "masked-lm"),
 }
 
+# In the place of a strategy's name: the first of several that fits.
+AUTO = "auto"
+
 EVENTS = frozenset(name for name in vars(Events) if name.startswith("adaptkit_"))
 T = TypeVar("T")
+
+
+class AutoOptions(StrategyOptions):
+    """The keys of ``strategy:`` where the memory decides.
+
+    The order: what changes most learns most where there are rows enough, so all weights first; low-rank updates come
+    close to it (Schulman et al. 2025, "LoRA Without Regret"); the same on a base of 4 bits costs time, and quality only
+    where the base has none to lose (Dettmers et al. 2023, arXiv:2305.14314).
+    """
+
+    among: list[str] = Field(
+        ["full", "lora", "qlora"],
+        min_length=1,
+        description="Names of strategies in order of preference; the first whose run fits the memory is taken, with "
+        "its default options.",
+    )
 
 
 @dataclass(frozen=True)
@@ -129,8 +150,8 @@ class Registry:
         return self._find("tracker", self.trackers, name)
 
     def strategy_options(self, name: str) -> type[StrategyOptions]:
-        """Returns the options of a strategy; raises as `strategy` does."""
-        return self.strategy(name).Options
+        """Returns the options of a strategy, or those of ``auto``; raises as `strategy` does."""
+        return AutoOptions if name == AUTO else self.strategy(name).Options
 
     def task_options(self, name: str) -> type[TaskOptions]:
         """Returns the options of a task; raises as `strategy` does."""

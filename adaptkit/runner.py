@@ -20,8 +20,9 @@ from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.family import local_family
+from adaptkit.planning import as_settled, settle_memory
 from adaptkit.recipe import Recipe, StagedRecipe, dump_recipe, load_recipe
-from adaptkit.registry import Registry, load_registry
+from adaptkit.registry import AutoOptions, Registry, load_registry
 from adaptkit.stages import check_stages, run_stages
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _run(recipe: Recipe, registry: Registry, console: Console, *, resume: bool) 
     folder = RunFolder(Path(recipe.output))
     strategy, task = choose(recipe, registry)
     splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
-    recipe = _begin(recipe, registry, folder, console, resume=resume)
+    recipe = _begin(recipe, registry, folder, console, splits, resume=resume)
+    strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)  # that may have been left to the memory
     from adaptkit.session import Session
 
     if folder.results.is_file():
@@ -152,7 +154,7 @@ def _resolved(recipe: Recipe, registry: Registry) -> Recipe:
     if base != str(Path(recipe.model.name)):
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": base})})
     family = local_family(recipe.model.name)
-    if recipe.training.learning_rate is not None or family is None:
+    if recipe.training.learning_rate is not None or family is None or isinstance(recipe.strategy, AutoOptions):
         return recipe
     rate = registry.strategy(recipe.strategy.name)(recipe.strategy).learning_rate(family)
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
@@ -186,13 +188,26 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
+def check_begun_with(folder: RunFolder, recipe: Recipe, registry: Registry) -> None:
+    """Makes sure that a run is that of a recipe which may leave settings to the memory. Imports torch.
+
+    Raises:
+        RecipeError: It began with another one.
+    """
+    if not isinstance(recipe, StagedRecipe):
+        recipe = as_settled(recipe, load_recipe(folder.recipe, resolver=registry))
+    check_same(folder, settled(recipe, registry))
+
+
 def choose(recipe: Recipe, registry: Registry) -> tuple[Strategy[Any], Task[Any]]:
     """Returns the strategy and the task that a recipe names; of one with stages the last strategy."""
     for one in recipe.stages if isinstance(recipe, StagedRecipe) else (recipe,):
         for _, error in registry.unknown_names(one):
             raise error
-    strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)
-    return strategy, registry.make_task(recipe.task)
+    options: Any = recipe.strategy
+    if isinstance(options, AutoOptions):  # until the memory has decided, the one that is preferred
+        options = registry.strategy_options(options.among[0])(name=options.among[0])
+    return registry.strategy(options.name)(options), registry.make_task(recipe.task)
 
 
 def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Registry) -> Splits:
@@ -213,10 +228,29 @@ def check(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], registry: Re
     return splits
 
 
-def _begin(recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, *, resume: bool) -> Recipe:
-    """Opens the folder of a run, and returns its recipe as it stands in it."""
+def _begin(
+    recipe: Recipe,
+    registry: Registry,
+    folder: RunFolder,
+    console: Console,
+    splits: Splits | None = None,
+    *,
+    resume: bool,
+) -> Recipe:
+    """Opens the folder of a run, and returns its recipe as it stands in it.
+
+    Args:
+        recipe: May leave settings to the memory.
+        registry: Of all that is installed.
+        folder: Of the run.
+        console: Where progress is reported.
+        splits: The rows, by which such settings are chosen; None: stages of their own do that.
+        resume: Whether the run goes on.
+    """
     _open_folder(folder, resume=resume)
-    recipe = _load_libraries(recipe, registry, folder, console, resume=resume)
+    if resume and splits is not None:
+        recipe = as_settled(recipe, load_recipe(folder.recipe, resolver=registry))
+    recipe = _load_libraries(recipe, registry, folder, console, splits, resume=resume)
     if resume:
         check_same(folder, recipe)
     else:
@@ -224,13 +258,25 @@ def _begin(recipe: Recipe, registry: Registry, folder: RunFolder, console: Conso
     return recipe
 
 
-def _load_libraries(recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, *, resume: bool) -> Recipe:
+def _load_libraries(
+    recipe: Recipe,
+    registry: Registry,
+    folder: RunFolder,
+    console: Console,
+    splits: Splits | None,
+    *,
+    resume: bool,
+) -> Recipe:
     """Imports all that a run needs, and returns its recipe as it is written down; a failure gives the folder up."""
     try:
         with console.status("loading the libraries"):
             import adaptkit.session  # noqa: F401
 
-            return settled(recipe, registry)
+        if splits is not None:
+            recipe, lines = settle_memory(recipe, registry, splits)
+            for line in lines:
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
+        return settled(recipe, registry)
     except BaseException:
         if not resume:
             folder.release()

@@ -16,16 +16,18 @@ from rich.console import Console
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.merging import on_plain_model
 from adaptkit.artifact.saving import save_adapter
-from adaptkit.errors import CheckpointError, PluginError, Problem, RunInterruptedError, TrainingError
+from adaptkit.errors import CheckpointError, ModelError, PluginError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
+from adaptkit.memory.plan import MemoryPlan, planned_peak
 from adaptkit.models.building import build_model
+from adaptkit.models.precision import choose_numerics
 from adaptkit.recipe import Recipe
 from adaptkit.registry import Registry
 from adaptkit.reporting.metrics_log import MetricsLog
 from adaptkit.reporting.preview import preview_lines
 from adaptkit.reporting.progress import ProgressReport
 from adaptkit.reporting.tracking import Trackers
-from adaptkit.reporting.usage import folder_bytes, peak_memory_bytes
+from adaptkit.reporting.usage import folder_bytes, peak_comparison, peak_memory_bytes
 from adaptkit.strategy import Strategy
 from adaptkit.task import Splits, Task
 from adaptkit.training.batches import total_steps
@@ -37,15 +39,19 @@ from adaptkit.training.checkpoint import (
     remove_leftovers,
     write_checkpoint,
 )
-from adaptkit.training.evaluation import eval_mode, evaluate
+from adaptkit.training.evaluation import eval_mode, evaluate, rehearse_evaluation
+from adaptkit.training.finite import STEADIER
+from adaptkit.training.gradient import move
 from adaptkit.training.interrupts import StopSignals
 from adaptkit.training.isolation import reads_padding
-from adaptkit.training.loop import STEADIER, move, training_steps
+from adaptkit.training.loop import training_steps
 from adaptkit.training.optim import optimizer_name
 from adaptkit.training.preparation import prepare
+from adaptkit.training.rehearsal import has_own_memory
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
 from adaptkit.training.snapshot import restore_snapshot, take_snapshot
+from adaptkit.training.splitting import does_not_fit, is_out_of_memory
 
 # What a message calls a task's state: names of labels, the text of a chat template.
 LEARNED = "labels or chat template"
@@ -81,6 +87,8 @@ class Session:
         self.splits, self.data, self.folder, self.console = splits, data, folder, console
         self.info = RunInfo(recipe, folder.path, total_steps=0)  # known when the rows are tokenized
         self._failure: PluginError | None = None
+        self._built = False
+        self._planned: MemoryPlan | None = None
         self._begun, self.seconds_before, self._peak_before = time.monotonic(), 0.0, 0
         self.best = BestStep(task.best, recipe.training.early_stopping)
 
@@ -91,10 +99,20 @@ class Session:
             RunInterruptedError: A signal asked for a stop; a checkpoint is saved.
             PluginError: An observer raised; a checkpoint is saved.
             TrainingError: The run cannot learn.
+            FitError: It does not fit into memory, in however small micro-batches.
         """
+        try:
+            return self._train(resume)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise does_not_fit("the run", where=f"behind step {self.job.step}" if self._built else None) from error
+
+    def _train(self, resume: bool) -> dict[str, Any]:
         with self.console.status("tokenizing the rows"):
             self._prepare()
         self._show()
+        self._plan()
         with self.console.status(f"loading {self.recipe.model.name}"):
             self._build()
         remove_leftovers(self.folder.checkpoints)
@@ -104,7 +122,7 @@ class Session:
         else:
             self._initialize()
         self._announce()
-        self._steps()
+        self._steps(rehearsals=1 if checkpoint else 2)
         return self._keep()
 
     # -- before the first step -----------------------------------------------------------------------
@@ -119,6 +137,21 @@ class Session:
         """Shows what the model will see."""
         for line in preview_lines(self.task, self.splits, self.prepared, examples=1):
             self._print(line)
+
+    def _plan(self) -> None:
+        """Plans the peak of memory, where the device has memory of its own, to be held against the measured one."""
+        numerics, training = choose_numerics(self.recipe, self.strategy), self.recipe.training
+        if not has_own_memory(numerics.device):
+            return
+        strategy = self.registry.strategy(self.strategy.name)(self.strategy.options)
+        rate = training.learning_rate or 1.0  # memory does not depend on it
+        recipe = self.recipe.model_copy(update={"training": training.model_copy(update={"learning_rate": rate})})
+        factory = self.registry.optimizer(training.optimizer)
+        try:
+            with self.console.status("planning the memory"):
+                self._planned = planned_peak(recipe, strategy, self.task, self.prepared, numerics, factory)
+        except ModelError as error:  # what cannot be planned can be run
+            self._print(f"note: {error.problems[0].found}")
 
     def _build(self) -> None:
         """Builds the adapted model and the job."""
@@ -135,6 +168,8 @@ class Session:
         epoch = self.job.batches.steps_per_epoch
         self._evaluate_every = max(1, round(settings.evaluate_every * epoch))
         self._save_every = max(1, round((settings.save_every or settings.evaluate_every) * epoch))
+        self._evaluation_tokens = settings.pass_tokens
+        self._built = True
 
     def _initialize(self) -> None:
         """Lets the strategy give its adapter first values."""
@@ -183,6 +218,8 @@ class Session:
             f"{self.strategy.name} on {self.recipe.model.name}: {trainable:,} of {total:,} parameters train "
             f"({share}); base {numerics.precision}, arithmetic {arithmetic} on {numerics.device}"
         )
+        for note in self.adapted.notes:
+            self._print(f"note: {note}")
         if reads_padding(
             self.job.model, self.task, self.prepared.train, self.adapted.base.tokenizer, self.adapted.numerics
         ):
@@ -199,8 +236,9 @@ class Session:
 
     # -- between the steps ---------------------------------------------------------------------------
 
-    def _steps(self) -> None:
+    def _steps(self, rehearsals: int) -> None:
         job = self.job
+        job.tell, self._tokens = self._print, job.batches.tokens
         self._log = MetricsLog(self.folder.log, after_step=job.step)
         self._progress = ProgressReport(self.console, job.total_steps, first_step=job.step)
         chosen = {name: self.registry.tracker(name) for name in self.recipe.trackers}
@@ -208,6 +246,8 @@ class Session:
         try:
             self.registry.fire("adaptkit_train_begin", run=self.info)
             with StopSignals() as signals:
+                if has_own_memory(job.accelerator.device):
+                    self._rehearse(rehearsals)
                 steps = training_steps(job)
                 # Asked before the step: a run that is resumed may have been done already.
                 while not self.best.should_stop and (record := next(steps, None)) is not None:
@@ -223,9 +263,17 @@ class Session:
         if self.best.should_stop:
             self._print(f"stopped early: no better evaluation since step {self.best.step}")
 
+    def _rehearse(self, steps: int) -> None:
+        """Tries the longest batch of an evaluation now, and that of the training at the beginning of the next steps."""
+        self.job.rehearsals = steps
+        if self.prepared.evaluation:
+            rehearse_evaluation(*self._evaluation())
+
     def _after(self, record: StepRecord) -> None:
         """Reports, evaluates and saves after a step, each where it is due."""
         values = asdict(record)
+        if self._tokens != self.job.batches.tokens:
+            self._tokens = values["micro_batch_tokens"] = self.job.batches.tokens
         self._record(values.pop("step"), {f"train/{name}": value for name, value in values.items()})
         self._progress.step(record)
         self._observe("adaptkit_step_end", record=record)
@@ -242,17 +290,24 @@ class Session:
         return self.job.step % every == 0 or self.job.step == self.job.total_steps
 
     def _evaluate(self) -> None:
-        job, settings = self.job, self.recipe.training
-        tokenizer = self.adapted.base.tokenizer
-        figures = evaluate(
-            job.wrapped, self.task, self.prepared.evaluation, tokenizer, job.numerics, settings.micro_batch_tokens
-        )
+        job = self.job
+        figures = evaluate(*self._evaluation())
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._check_finite(metrics)
         better = self.best.update(job.step, figures)
         self._record(job.step, metrics)
         self._progress.evaluated(job.step, metrics, best=better)
         self._observe("adaptkit_evaluated", metrics=metrics)
+
+    def _evaluation(self) -> tuple[Any, ...]:
+        """Returns the arguments of an evaluation."""
+        job, tokenizer = self.job, self.adapted.base.tokenizer
+        rows, tokens = self.prepared.evaluation, self._evaluation_tokens
+        return job.wrapped, self.task, rows, tokenizer, job.numerics, tokens, self._shrink_evaluation
+
+    def _shrink_evaluation(self, tokens: int) -> None:
+        self._evaluation_tokens = tokens
+        self._print(f"an evaluation batch does not fit into memory: from now on at most {tokens:,} tokens")
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Raises when a figure is not a number: the last step has broken the model."""
@@ -318,6 +373,11 @@ class Session:
             registry=self.registry,
             data=self.data,
         )
+        peak = self._peak()
+        planned: dict[str, Any] = {}
+        if self._planned is not None:
+            planned = {"planned_peak_bytes": self._planned.peak, "planned_peak_parts": dict(self._planned.parts)}
+            self._print(peak_comparison(self._planned.peak, peak))
         return {
             "metrics": {f"eval/{name}": value for name, value in (self.best.metrics or {}).items()},
             "steps": self.job.step,
@@ -325,5 +385,6 @@ class Session:
             "trainable_parameters": self.adapted.trainable_parameters,
             "total_parameters": self.adapted.total_parameters,
             "artifact_bytes": folder_bytes(self.folder.adapter),
-            "peak_memory_bytes": self._peak(),
+            "peak_memory_bytes": peak,
+            **planned,
         }

@@ -13,7 +13,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from adaptkit.recipe import TaskOptions
 from adaptkit.strategy import JSON, Family
@@ -31,6 +31,7 @@ __all__ = ["BaseModel", "LossSum", "Metrics", "Row", "Splits", "Task", "TaskCapa
 IGNORE_INDEX = -100
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)
 Features: TypeAlias = dict[str, Any]
+ChunkTokens: TypeAlias = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ class Task(ABC, Generic[OptionsT]):
             `load_state`.
         notes: What a person should know of the data although nothing is wrong (texts that were cut …).
         text_metric: Returns the text metric of a name, or raises what a person must know; set by the framework.
+        loss_chunk_tokens: Labels whose logits over a vocabulary may exist at the same time, auto: as many as a fixed
+            share of memory holds; None: all, so that the model's own output has them. Set by the framework, for
+            tasks whose labels are tokens.
     """
 
     name: ClassVar[str]
@@ -166,6 +170,7 @@ class Task(ABC, Generic[OptionsT]):
     peft_task_type: ClassVar[str | None] = None
     best: Best = Best("loss", higher_is_better=False)
     text_metric: Callable[[str], type[TextMetric]]
+    loss_chunk_tokens: ChunkTokens = "auto"
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -268,6 +273,13 @@ class Task(ABC, Generic[OptionsT]):
     @abstractmethod
     def count(self, batch: Mapping[str, Tensor]) -> float:
         """Returns what the summed loss of a batch is to be divided by: label tokens, rows or their weights."""
+
+    def locate(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns a training batch that is still on the host, with what `loss` would otherwise wait for a GPU to count.
+
+        The default returns the batch.
+        """
+        return batch
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:

@@ -5,6 +5,7 @@
     python -m benchmarks prefix-coverage [--write]
     python -m benchmarks matrix [--write]
     python -m benchmarks conformance [--write]
+    python -m benchmarks memory [--only TEXT] [--write]
     python -m benchmarks recipes [NAME …] [--write]
 
 Without a name it measures the speed, which takes minutes; the table of the movie reviews takes hours.
@@ -24,6 +25,7 @@ MODULES = {
     "prefix-coverage": "benchmarks.prefix_coverage",
     "matrix": "benchmarks.matrix",
     "conformance": "benchmarks.conformance",
+    "memory": "benchmarks.memory",
     "recipes": "benchmarks.recipes",
 }
 

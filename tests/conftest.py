@@ -12,6 +12,15 @@ import tiny
 from adaptkit.recipe import Recipe
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU with CUDA")
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Lets torch compute on one thread: the models are too small for more, and sums have one order."""

@@ -189,16 +189,21 @@ class Run:
             for i, text in enumerate(texts, 1)
         ]
         self.task.check(rows, labelled=False)
-        from adaptkit.training.evaluation import inference, ordered_batches
+        from adaptkit.training.evaluation import each_batch, inference
 
         loaded, features = self._loaded, self._features(rows, labelled=False)
         predictions: list[dict[str, JSON]] = [{}] * len(rows)
-        batches = ordered_batches(
-            self.task, features, self.tokenizer, loaded.numerics, self.recipe.training.micro_batch_tokens
+        answers = each_batch(
+            lambda batch: self.task.predict(loaded.model, batch),
+            self.task,
+            features,
+            self.tokenizer,
+            loaded.numerics,
+            self.recipe.training.pass_tokens,
         )
         with inference(loaded.model, loaded.numerics):
-            for indices, batch in batches:
-                for index, prediction in zip(indices, self.task.predict(loaded.model, batch), strict=True):
+            for indices, answered in answers:
+                for index, prediction in zip(indices, answered, strict=True):
                     echo = {role: rows[index].values[role] for role in self.task.echoed_roles}
                     predictions[index] = {**echo, **prediction}
         return predictions
@@ -224,7 +229,7 @@ class Run:
             features,
             self.tokenizer,
             loaded.numerics,
-            self.recipe.training.micro_batch_tokens,
+            self.recipe.training.pass_tokens,
         )
 
     @cached_property

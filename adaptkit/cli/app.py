@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from adaptkit.cli import author, check, doctor, inspect, train, use
+from adaptkit.cli import author, check, doctor, inspect, plan, train, use
 from adaptkit.cli.quiet import quiet_libraries
 from adaptkit.errors import AdaptkitError, Problem
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (train, use, inspect, author, check, doctor):
+for module in (train, plan, use, inspect, author, check, doctor):
     module.add_commands(app)
 
 

@@ -26,21 +26,28 @@ def pack(rows: Sequence[Features], length: int) -> list[Features]:
         Sequences with ``input_ids``, ``labels`` and ``position_ids``. The first token of each row is predicted
         from nothing and has the label -100.
     """
-    bins: list[list[Features]] = []
+    lengths = [len(row["input_ids"]) for row in rows]
+    return [join([rows[index] for index in members]) for members in bins(lengths, length)]
+
+
+def bins(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """Returns which rows share a sequence, by index: first-fit-decreasing over their lengths in tokens."""
+    found: list[list[int]] = []
     room: list[int] = []
-    for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True):
-        size = len(row["input_ids"])
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        size = lengths[row]
         place = next((index for index, left in enumerate(room) if left >= size), None)
         if place is None:
-            bins.append([row])
+            found.append([row])
             room.append(length - size)
         else:
-            bins[place].append(row)
+            found[place].append(row)
             room[place] -= size
-    return [_joined(members) for members in bins]
+    return found
 
 
-def _joined(rows: Sequence[Features]) -> Features:
+def join(rows: Sequence[Features]) -> Features:
+    """Returns rows as one sequence, as `pack` does."""
     return {
         "input_ids": [token for row in rows for token in row["input_ids"]],
         "labels": [label for row in rows for label in (IGNORE_INDEX, *row["labels"][1:])],

@@ -12,15 +12,18 @@ from torch import nn
 from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.compatibility import check_compatibility
+from adaptkit.models.host_embeddings import move_to_host
 from adaptkit.models.kept_head import fill_head
+from adaptkit.models.kernels import fuse, liger_kernels
 from adaptkit.models.layers import count_parameters
 from adaptkit.models.new_tokens import new_row_parameters
 from adaptkit.models.precision import Numerics, choose_numerics
+from adaptkit.models.recomputation import checkpoint_gradients
 from adaptkit.models.source import ModelSource, max_length
 from adaptkit.strategy import AdaptContext
 
 if TYPE_CHECKING:
-    from adaptkit.recipe import Recipe
+    from adaptkit.recipe import Recipe, TrainingSpec
     from adaptkit.strategy import Strategy
     from adaptkit.task import BaseModel, Task
 
@@ -51,15 +54,19 @@ class AdaptedModel(LoadedModel):
         trainable_parameters: How many parameters train, before a strategy narrows it step by step.
         total_parameters: How many it has.
         source: What the base was loaded from.
+        notes: What a person should know of how memory is saved.
     """
 
     context: AdaptContext
     trainable_parameters: int
     total_parameters: int
     source: ModelSource
+    notes: tuple[str, ...] = ()
 
 
-def load_base(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource) -> BaseModel:
+def load_base(
+    recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: ModelSource, numerics: Numerics | None = None
+) -> BaseModel:
     """Loads the base with a head for the task: a new one, or the one that the run before has trained.
 
     A head that is kept trains as a new one does; only its first values are others.
@@ -68,8 +75,8 @@ def load_base(recipe: Recipe, strategy: Strategy[Any], task: Task[Any], source: 
         ModelError: The base cannot be loaded, lacks what the task needs, or has no head to keep.
         CheckpointError: The head that is to be kept is damaged.
     """
-    base = task.load_base(source, choose_numerics(recipe, strategy), recipe.training.seed)
-    if recipe.model.head == "keep":
+    base = task.load_base(source, numerics or choose_numerics(recipe, strategy), recipe.training.seed)
+    if recipe.model.head == "keep" and not source.skeleton:
         fill_head(base, Path(source.spec.name))
     base.new_parameters = tuple(dict.fromkeys((*base.new_parameters, *new_row_parameters(base.module))))
     return base
@@ -111,6 +118,7 @@ def build_model(
     *,
     total_steps: int = 0,
     base: BaseModel | None = None,
+    numerics: Numerics | None = None,
 ) -> AdaptedModel:
     """Loads the base with the task's head and lets the strategy adapt it.
 
@@ -123,14 +131,16 @@ def build_model(
         source: Of the base.
         total_steps: Of the run; 0 when a trained model is rebuilt.
         base: In place of one that is loaded; it is changed.
+        numerics: In place of those that this machine would choose.
 
     Raises:
         ModelError: The base cannot be loaded or adapted.
         RecipeError: The strategy or the task does not serve this family.
     """
     check_compatibility(recipe, strategy, task, source.family)
-    numerics = choose_numerics(recipe, strategy)
-    base = base or load_base(recipe, strategy, task, source)
+    task.loss_chunk_tokens = recipe.training.loss_chunk_tokens
+    numerics = numerics or choose_numerics(recipe, strategy)
+    base = base or load_base(recipe, strategy, task, source, numerics)
     context = AdaptContext(
         family=base.family,
         task=task.name,
@@ -145,24 +155,21 @@ def build_model(
     )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
-        model = adapt_model(strategy, base, context).to(numerics.device)
-    if recipe.training.gradient_checkpointing:
-        _checkpoint_gradients(model)
+        model = adapt_model(strategy, base, context)
+    if not source.skeleton:
+        model = model.to(numerics.device)
+        if recipe.training.kernels == "auto" and numerics.device.type == "cuda" and (kernels := liger_kernels()):
+            fuse(model, kernels)
+    notes = _save_memory(model, recipe.training)
     length = max_length(recipe, source, strategy.extra_positions())
     trainable, total = count_parameters(model)
-    return AdaptedModel(model, base, numerics, length, context, trainable, total, source)
+    return AdaptedModel(model, base, numerics, length, context, trainable, total, source, notes)
 
 
-def _checkpoint_gradients(model: nn.Module) -> None:
-    """Lets every transformers model in `model` recompute its activations in the backward pass."""
-    from transformers import PreTrainedModel
-
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
-            return
-    raise ModelError(
-        f"{type(model).__name__} cannot recompute its activations",
-        where="training.gradient_checkpointing",
-        fix="set training.gradient_checkpointing to false",
-    )
+def _save_memory(model: nn.Module, settings: TrainingSpec) -> tuple[str, ...]:
+    """Recomputes and moves to the host what the recipe says; returns what a person should know of it."""
+    offload = () if settings.offload == "auto" else settings.offload
+    if settings.recomputation:
+        checkpoint_gradients(model, settings.recomputation, offload="activations" in offload)
+    note = move_to_host(model) if "embeddings" in offload else None
+    return (note,) if note else ()

@@ -16,6 +16,8 @@ EXAMPLES: Mapping[Family, str] = {
     "decoder": "GPT-2, Llama, SmolLM2 …",
     "encoder-decoder": "T5, BART …",
 }
+# Methods of a strategy with which the gradients of a step must be there together.
+GRADIENT_METHODS = ("make_optimizer", "extra_loss", "after_step")
 
 
 def check_compatibility(
@@ -44,7 +46,7 @@ def check_compatibility(
         *_task_problems(strategy, task),
         *_precision_problems(recipe, strategy),
     ]
-    if recipe.training.gradient_checkpointing and not strategy.capabilities.gradient_checkpointing:
+    if recipe.training.recomputation and not strategy.capabilities.gradient_checkpointing:
         problems.append(
             Problem(
                 f"{strategy.name} does not work with gradient checkpointing",
@@ -53,6 +55,7 @@ def check_compatibility(
             )
         )
     problems += _packing_problems(recipe, strategy, task)
+    problems += _memory_problems(recipe, strategy)
     if problems:
         raise RecipeError(problems)
 
@@ -68,6 +71,41 @@ def _packing_problems(recipe: Recipe, strategy: Strategy[Any], task: Task[Any]) 
         )
         if not allowed
     ]
+
+
+def _memory_problems(recipe: Recipe, strategy: Strategy[Any]) -> list[Problem]:
+    """Returns what the settings that save memory exclude."""
+    settings, problems = recipe.training, []
+    if "activations" in settings.offload and settings.gradient_checkpointing is False:
+        problems.append(
+            Problem(
+                "what waits in the host's memory are the inputs of blocks that are computed again, and none is",
+                where="training.offload",
+                fix="set training.gradient_checkpointing to true, or take activations off training.offload",
+            )
+        )
+    if not settings.optimizer_in_backward:
+        return problems
+    where = "training.optimizer_in_backward"
+    if settings.max_grad_norm is not None:
+        problems.append(
+            Problem(
+                f"an optimizer that steps in the backward pass cannot clip the gradient to a global norm "
+                f"({settings.max_grad_norm:g}): it is known only when all have stepped",
+                where=where,
+                fix="set training.max_grad_norm to null, or optimizer_in_backward to false",
+            )
+        )
+    needed = [name for name in GRADIENT_METHODS if getattr(type(strategy), name) is not getattr(Strategy, name)]
+    if needed:
+        problems.append(
+            Problem(
+                f"the strategy {strategy.name!r} needs the gradients of a whole step at once ({', '.join(needed)})",
+                where=where,
+                fix="set it to false, or choose another strategy",
+            )
+        )
+    return problems
 
 
 def _family_problems(

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from adaptkit.models.label_places import LabelPlaces
 from adaptkit.models.loading import load_model
-from adaptkit.task import IGNORE_INDEX, BaseModel
+from adaptkit.models.output_head import OutputHead, run_with_head
+from adaptkit.models.output_loss import chunk_rows, figures, summed_loss
+from adaptkit.task import IGNORE_INDEX, BaseModel, ChunkTokens
 
 if TYPE_CHECKING:
     from adaptkit.models.precision import Numerics
     from adaptkit.models.source import ModelSource
 
+PLACES = "label_places"  # of a batch: where its labels are
 LanguageModelKind: TypeAlias = Literal["causal", "masked", "seq2seq"]
 AUTO_CLASSES: Mapping[LanguageModelKind, str] = {
     "causal": "AutoModelForCausalLM",
@@ -74,6 +78,35 @@ def _really_new(module: nn.Module, missing: list[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class LabelStates:
+    """What a language model knows where there is a label, before its output layer.
+
+    Attributes:
+        states: ``(labels, hidden)``.
+        labels: Token ids, ``(labels,)``.
+        head: Makes logits of states.
+        router_loss: Scalar of a mixture of experts that is told to give one, weighted as its config says, or None.
+    """
+
+    states: Tensor
+    labels: Tensor
+    head: OutputHead
+    router_loss: Tensor | None
+
+    def rows(self, loss_chunk_tokens: ChunkTokens) -> int:
+        """Returns of how many labels logits may exist at the same time, as `Task.loss_chunk_tokens` says."""
+        return chunk_rows(loss_chunk_tokens or "auto", self.head.vocabulary)
+
+    def loss(self, loss_chunk_tokens: ChunkTokens) -> Tensor:
+        """Returns the cross-entropy in nats, summed over the labels, with gradient."""
+        return summed_loss(self.states, self.labels, self.head, self.rows(loss_chunk_tokens))
+
+    def figures(self, loss_chunk_tokens: ChunkTokens) -> tuple[Tensor, Tensor]:
+        """Returns the summed cross-entropy, without gradient, and how many labels have the largest logit."""
+        return figures(self.states, self.labels, self.head, self.rows(loss_chunk_tokens))
+
+
+@dataclass(frozen=True)
 class LabelLogits:
     """What a language model says where there is a label.
 
@@ -88,25 +121,54 @@ class LabelLogits:
     router_loss: Tensor | None
 
 
+def label_states(
+    model: nn.Module, batch: Mapping[str, Tensor], kind: LanguageModelKind, *, whole: bool = False
+) -> LabelStates:
+    """Runs a model on a batch, all but its output layer.
+
+    A vocabulary is far wider than a hidden state: where only some tokens have a label, computing the others'
+    logits would be most of the work and of the memory, and even those of the labels need not exist together.
+
+    Args:
+        model: The adapted model; one with virtual tokens has states for them too, in front.
+        batch: ``labels`` ``(batch, seq)``, -100 where nothing is learned; all else goes to the model, but for what
+            `located` has added. Labels of ``causal`` stand where their token stands and are predicted one place before.
+        kind: Of the model.
+        whole: Let the model compute the logits of all labels, so that who looks at its output finds them there.
+    """
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in ("labels", PLACES)}
+    labels = _where_predicted(batch["labels"], kind)
+    if kind == "seq2seq":
+        inputs["decoder_input_ids"] = decoder_inputs(model, labels)
+    if kind != "masked":
+        inputs["use_cache"] = False
+    places = LabelPlaces(batch[PLACES], *labels.shape) if PLACES in batch else LabelPlaces.of(labels)
+    states, head, output = run_with_head(model, inputs, places, whole=whole)
+    return LabelStates(states, labels.flatten().index_select(0, places.index), head, _router_loss(model, output))
+
+
+def located(batch: Mapping[str, Tensor], kind: LanguageModelKind) -> dict[str, Tensor]:
+    """Returns a batch on the host with the places of its labels: on a GPU, to count them waits for it."""
+    return {**batch, PLACES: LabelPlaces.of(_where_predicted(batch["labels"], kind)).index}
+
+
+def _where_predicted(labels: Tensor, kind: LanguageModelKind) -> Tensor:
+    """Returns labels ``(batch, seq)`` at the places from which they are predicted."""
+    if kind != "causal":
+        return labels
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
+
+
 def label_logits(model: nn.Module, batch: Mapping[str, Tensor], kind: LanguageModelKind) -> LabelLogits:
     """Runs a model on a batch, its output layer only where there is a label.
 
     Args:
-        model: The adapted model; one with virtual tokens gives logits for them too, in front.
-        batch: ``labels`` ``(batch, seq)``, -100 where nothing is learned; all else goes to the model. Labels of
-            ``causal`` stand where their token stands and are predicted one place before.
+        model: As for `label_states`.
+        batch: As for `label_states`.
         kind: Of the model.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    labels = batch["labels"]
-    if kind == "causal":
-        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
-    if kind == "seq2seq":
-        inputs["decoder_input_ids"] = decoder_inputs(model, labels)
-    options = {} if kind == "masked" else {"use_cache": False}
-    wanted = labels != IGNORE_INDEX
-    logits, output = _logits_where(wanted, model, {**inputs, **options})
-    return LabelLogits(logits.float(), labels[wanted], _router_loss(model, output))
+    there = label_states(model, batch, kind, whole=True)
+    return LabelLogits(there.states.float(), there.labels, there.router_loss)
 
 
 def decoder_inputs(model: nn.Module, labels: Tensor) -> Tensor:
@@ -121,34 +183,6 @@ def decoder_inputs(model: nn.Module, labels: Tensor) -> Tensor:
     config: Any = model.config
     begin = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     return torch.cat([begin, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE_INDEX, config.pad_token_id)], dim=1)
-
-
-def _logits_where(wanted: Tensor, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-    """Returns logits ``(wanted, vocabulary)`` and the whole output.
-
-    A vocabulary is far wider than a hidden state: where only some tokens have a label, computing the others'
-    logits would be most of the work and of the memory. So the output layer is handed the wanted hidden states
-    alone; a model without such a layer computes all, and the wanted ones are taken then.
-    """
-    narrowed = False
-
-    def narrow(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        nonlocal narrowed
-        hidden = arguments[0]
-        if hidden.ndim != 3 or len(hidden) != len(wanted) or hidden.shape[1] < wanted.shape[1]:
-            return None
-        narrowed = True
-        return (hidden[:, -wanted.shape[1] :][wanted].unsqueeze(0), *arguments[1:])
-
-    output_layer: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    handle = None if output_layer is None else output_layer.register_forward_pre_hook(narrow)
-    try:
-        output = model(**inputs)
-    finally:
-        if handle is not None:
-            handle.remove()
-    logits = output.logits
-    return (logits.flatten(0, -2) if narrowed else logits[:, -wanted.shape[1] :][wanted]), output
 
 
 def _router_loss(model: nn.Module, output: Any) -> Tensor | None:

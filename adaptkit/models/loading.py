@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import ModelError
 from adaptkit.models.family import architectures
+from adaptkit.models.host_memory import freed_memory_returned
+from adaptkit.models.quantized import read_quantized
+from adaptkit.models.reading import Report, absent, read_weights, storage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,29 +48,22 @@ def load_model(
     """
     config = copy.deepcopy(source.config)
     config.update(config_values)
+    if source.skeleton:
+        from adaptkit.models.skeleton import make_skeleton
+
+        return make_skeleton(auto_class, source, config, numerics)
     if source.random:
         return _new_model(auto_class, source, config, numerics), []
     from adaptkit.models.new_tokens import extend
 
     spec = source.spec
-    quantized = {"quantization_config": _quantization(auto_class, spec, numerics, config)} if numerics.quantized else {}
-    with as_model_error(spec), quiet_transformers():
-        model, report = auto_class.from_pretrained(
-            spec.name,
-            config=config,
-            revision=spec.revision,
-            trust_remote_code=False,
-            use_safetensors=True,  # a pickle could run code
-            dtype=numerics.storage_dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head for another number of labels
-            **quantized,
-        )
-    missing = _absent(report)
+    with as_model_error(spec), quiet_transformers(), freed_memory_returned():
+        if numerics.quantized:
+            model, report = read_quantized(auto_class, source, config, numerics)
+        else:
+            model, report = read_weights(auto_class, spec, config, **storage(numerics))
+    missing = absent(report)
     _check_whole(spec, model, report)
-    if numerics.quantized:
-        _keep_gradients_after_evaluation(model)
-        _keep_norms_whole(model)
     if source.new_tokens is not None:
         with numerics.autocast():
             extend(model, source.new_tokens)
@@ -90,6 +86,8 @@ def _new_model(auto_class: Any, source: ModelSource, config: Any, numerics: Nume
         )
     import torch
 
+    # As a whole before anything is cast: the constructors draw first, then the model draws again, and its modules
+    # the weights of their children (GPT-2's residual layers), so that a module cast early would get other values.
     with as_model_error(source.spec), quiet_transformers():
         model: nn.Module = auto_class.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():  # Not its buffers: the frequencies of rotary positions stay exact.
@@ -97,49 +95,7 @@ def _new_model(auto_class: Any, source: ModelSource, config: Any, numerics: Nume
     return model
 
 
-def _quantization(auto_class: Any, spec: ModelSpec, numerics: Numerics, config: Any) -> Any:
-    """Returns bitsandbytes' settings: QLoRA's NF4 with double quantisation (arXiv:2305.14314), or LLM.int8()."""
-    from transformers import BitsAndBytesConfig
-
-    skip = _unquantized_modules(auto_class, spec, config)
-    if numerics.precision == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=numerics.storage_dtype,
-        llm_int8_skip_modules=skip,
-    )
-
-
-def _unquantized_modules(auto_class: Any, spec: ModelSpec, config: Any) -> list[str]:
-    """Returns the modules that must stay whole: output embeddings, and all that the checkpoint does not have.
-
-    A new module has no weights to quantise: bitsandbytes would leave it unquantised and fail in its first forward.
-    """
-    with as_model_error(spec), quiet_transformers():
-        model, report = auto_class.from_pretrained(
-            spec.name,
-            config=config,
-            revision=spec.revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head for another number of labels
-        )
-    output = model.get_output_embeddings()
-    names = {name for name, module in model.named_modules() if output is not None and module is output}
-    return sorted(names | {key.rpartition(".")[0] for key in _absent(report)})
-
-
-def _absent(report: dict[str, Any]) -> list[str]:
-    """Returns the parameters that the files do not have, or have in another shape."""
-    return sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-
-
-def _check_whole(spec: ModelSpec, model: Any, report: dict[str, Any]) -> None:
+def _check_whole(spec: ModelSpec, model: Any, report: Report) -> None:
     """Raises when the files lack weights of the embedding or of a block: only a head or a pooler may be new."""
     from torch import nn
 
@@ -147,7 +103,7 @@ def _check_whole(spec: ModelSpec, model: Any, report: dict[str, Any]) -> None:
     inside = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList) or module is embedding
     )
-    lost = [name for name in _absent(report) if name.startswith(inside)]
+    lost = [name for name in absent(report) if name.startswith(inside)]
     if any(name in lost for name, *_ in report["mismatched_keys"]):
         raise ModelError(
             f"the model {spec.name!r} cannot be loaded: its weights have other shapes than its config says",
@@ -160,30 +116,6 @@ def _check_whole(spec: ModelSpec, model: Any, report: dict[str, Any]) -> None:
             where=spec.name,
             fix="fetch the model again, or check that its config.json belongs to its weights",
         )
-
-
-def _keep_gradients_after_evaluation(model: nn.Module) -> None:
-    """Switches off bitsandbytes' repacking of 4-bit weights for inference on CPUs with AVX512-BF16.
-
-    One evaluation without gradients repacks the weights, and from then on training gets no gradient
-    through the layer.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def _keep_norms_whole(model: nn.Module) -> None:
-    """Stores layer norms in fp32, as QLoRA does.
-
-    Their output has the dtype of their input. In bf16 they take no fp32 input on a CPU, and PEFT's layers on quantised
-    ones give one there.
-    """
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.float()
 
 
 @contextmanager

@@ -46,13 +46,18 @@ class Numerics:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-def choose_numerics(recipe: Recipe, strategy: Strategy[Any]) -> Numerics:
+def choose_numerics(recipe: Recipe, strategy: Strategy[Any], device: torch.device | None = None) -> Numerics:
     """Fills in what ``model.precision`` and ``training.compute`` leave open.
 
     bf16 arithmetic where the device is fast at it, or where the base is stored so. A frozen base is stored as it is
     computed; a base that trains stays in fp32, because small updates vanish in bf16.
+
+    Args:
+        recipe: May leave them open.
+        strategy: May need a precision.
+        device: Where the model will be; None: the best of this machine.
     """
-    device = best_device()
+    device = device or best_device()
     compute = recipe.training.compute
     bf16 = fast_bf16(device) if compute == "auto" else compute == "bf16"
     precision = strategy.base_precision() or recipe.model.precision
@@ -74,7 +79,8 @@ def fast_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        # One that is not here, for which only a plan is made, is taken for one of today.
+        return not torch.cuda.is_available() or bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device.type == "mps"

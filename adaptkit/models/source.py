@@ -31,6 +31,7 @@ class ModelSource:
         family: encoder, decoder or encoder-decoder.
         new_tokens: Tokens for which a pretrained base has no rows; None: there are none.
         tokenizer_folder: Where the tokenizer is that was trained for the run; None: none was.
+        skeleton: Whether a model of it is made without weights, on the meta device.
     """
 
     spec: ModelSpec
@@ -39,6 +40,7 @@ class ModelSource:
     family: Family
     new_tokens: NewTokens | None = None
     tokenizer_folder: Path | None = None
+    skeleton: bool = False
 
     @property
     def random(self) -> bool:
@@ -56,9 +58,14 @@ class ModelSource:
         """Tokens that the model has positions for; None: as many as one likes."""
         return positions(self.config, self.spec)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Identifies the base, the recipe's changes included: sha256 of a folder's files, the commit of a hub model."""
+        """Identifies the base, the recipe's changes included: sha256 of a folder's files, the commit of a hub model.
+
+        A skeleton has none: its files are not read.
+        """
+        if self.skeleton:
+            return ""
         return base_fingerprint(self.spec, self.config, self.tokenizer_folder)
 
 

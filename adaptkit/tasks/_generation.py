@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from adaptkit.metric import TextMetric
     from adaptkit.models.language import LanguageModelKind
+    from adaptkit.task import ChunkTokens
 
 
 class GenerationOptions(TaskOptions):
@@ -237,6 +238,7 @@ class GeneratingMetrics(LanguageMetrics):
         kind: Of the model.
         generated: Collects the figures of texts.
         row: Returns, for a row of a batch, the token ids of the prompt and of the wanted text, without padding.
+        loss_chunk_tokens: As `Task.loss_chunk_tokens`.
     """
 
     def __init__(
@@ -244,8 +246,9 @@ class GeneratingMetrics(LanguageMetrics):
         kind: LanguageModelKind,
         generated: GenerationMetrics,
         row: Callable[[Mapping[str, Tensor], int], tuple[Tensor, Tensor]],
+        loss_chunk_tokens: ChunkTokens = "auto",
     ) -> None:
-        super().__init__(kind)
+        super().__init__(kind, loss_chunk_tokens)
         self._generated, self._row = generated, row
 
     def expect(self, rows: int) -> None:

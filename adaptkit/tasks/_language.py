@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from adaptkit.errors import DataError
-from adaptkit.task import IGNORE_INDEX, BaseModel, Features, LossSum, Metrics, Task, TaskOptions
+from adaptkit.task import IGNORE_INDEX, BaseModel, ChunkTokens, Features, LossSum, Metrics, Task, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,36 +76,44 @@ class LanguageTask(Task[OptionsT]):
         labels = batch["labels"][:, 1:] if self.kind == "causal" else batch["labels"]
         return float((labels != IGNORE_INDEX).sum())
 
+    def locate(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns a batch with the places of its labels."""
+        from adaptkit.models.language import located
+
+        return located(batch, self.kind)
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         """Returns the cross-entropy in nats, summed over the label tokens."""
-        from torch.nn.functional import cross_entropy
+        from adaptkit.models.language import label_states
 
-        from adaptkit.models.language import label_logits
-
-        there = label_logits(model, batch, self.kind)
-        return LossSum(cross_entropy(there.logits, there.labels, reduction="sum"), there.router_loss)
+        there = label_states(model, batch, self.kind, whole=self.loss_chunk_tokens is None)
+        return LossSum(there.loss(self.loss_chunk_tokens), there.router_loss)
 
     def metrics(self) -> Metrics:
         """Returns a collector of loss, perplexity and token accuracy."""
-        return LanguageMetrics(self.kind)
+        return LanguageMetrics(self.kind, self.loss_chunk_tokens)
 
 
 class LanguageMetrics(Metrics):
-    """Loss in nats a label token, perplexity, and the share of label tokens that the model would have chosen."""
+    """Loss in nats a label token, perplexity, and the share of label tokens that the model would have chosen.
 
-    def __init__(self, kind: LanguageModelKind) -> None:
-        self._kind = kind
+    Args:
+        kind: Of the model.
+        loss_chunk_tokens: As `Task.loss_chunk_tokens`.
+    """
+
+    def __init__(self, kind: LanguageModelKind, loss_chunk_tokens: ChunkTokens = "auto") -> None:
+        self._kind, self._chunk = kind, loss_chunk_tokens
         self._loss, self._right, self._count = 0.0, 0, 0
 
     def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         """Takes one batch; positions without a label are passed over."""
-        from torch.nn.functional import cross_entropy
+        from adaptkit.models.language import label_states
 
-        from adaptkit.models.language import label_logits
-
-        there = label_logits(model, batch, self._kind)
-        self._loss += cross_entropy(there.logits, there.labels, reduction="sum").item()
-        self._right += int((there.logits.argmax(dim=-1) == there.labels).sum())
+        there = label_states(model, batch, self._kind, whole=self._chunk is None)
+        loss, right = there.figures(self._chunk)
+        self._loss += loss.item()
+        self._right += int(right)
         self._count += len(there.labels)
 
     def compute(self) -> dict[str, float]:

@@ -161,7 +161,7 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
         """Returns a collector of loss, perplexity, token accuracy and the figures of generated texts."""
         options = self.options
         generated = GenerationMetrics(self.text_metrics(), options.generate_rows, self._writer())
-        return GeneratingMetrics(self.kind, generated, _pair)
+        return GeneratingMetrics(self.kind, generated, _pair, self.loss_chunk_tokens)
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
         """Returns ``{"text": ...}`` for each row."""

@@ -230,7 +230,12 @@ class Sft(LanguageTask[SftOptions]):
         """Returns a collector of loss, perplexity, token accuracy and the figures of generated answers."""
         options, writer = self.options, self._writer()
         generated = GenerationMetrics(self.text_metrics(), options.generate_rows, writer)
-        return GeneratingMetrics(self.kind, generated, lambda batch, row: last_answer(batch, row, writer.stop_ids))
+        return GeneratingMetrics(
+            self.kind,
+            generated,
+            lambda batch, row: last_answer(batch, row, writer.stop_ids),
+            self.loss_chunk_tokens,
+        )
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
         """Returns ``{"text": answer}`` for each row."""

@@ -19,7 +19,8 @@ from adaptkit.strategy import Strategy
 from adaptkit.task import Task
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.evaluation import eval_mode, evaluate, inference, ordered_batches
-from adaptkit.training.loop import Job, accumulate_gradient, train_step
+from adaptkit.training.gradient import accumulate_gradient
+from adaptkit.training.loop import Job, train_step
 from adaptkit.training.preparation import Preparation, prepare
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job
@@ -66,7 +67,7 @@ class Trial:
 
     def evaluate(self) -> dict[str, float]:
         """Returns the task's figures over the evaluation rows."""
-        tokens = self.recipe.training.micro_batch_tokens
+        tokens = self.recipe.training.pass_tokens
         features, tokenizer = self.prepared.evaluation, self.adapted.base.tokenizer
         return evaluate(self.job.wrapped, self.task, features, tokenizer, self.adapted.numerics, tokens)
 
@@ -79,8 +80,10 @@ class Trial:
         model = self.model if model is None else model
         features, tokenizer = self.prepared.evaluation, self.adapted.base.tokenizer
         with inference(model, self.adapted.numerics), captured(model) as outputs:
+            self.task.loss_chunk_tokens = None
             for _, batch in ordered_batches(self.task, features, tokenizer, self.adapted.numerics, ALL_TOKENS):
                 self.task.loss(model, batch)
+        self.task.loss_chunk_tokens = self.recipe.training.loss_chunk_tokens
         return torch.cat([output.float().flatten() for output in outputs])
 
     def plain_base(self) -> nn.Module:

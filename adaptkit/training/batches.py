@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.data.batching import effective_batches, micro_batches
-from adaptkit.data.packing import collate_packed, pack
+from adaptkit.data.packing import bins, collate_packed, join
 from adaptkit.task import Features
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "Tensor"]
 CACHED = "cached_features"
+CANDIDATES = 16  # micro-batches of the same size whose labels are counted
 
 
 def collate(task: Task[Any], rows: Sequence[Features], tokenizer: Any) -> Batch:
@@ -50,6 +51,9 @@ class TrainingBatches:
         tokenizer: Of the base, for padding.
         settings: Batch sizes and seed.
         pack_to: Tokens of a sequence that several rows share, at the most; None: each row is a sequence of its own.
+
+    Attributes:
+        tokens: Padded tokens of a micro-batch at the most; less than the recipe's once one did not fit into memory.
     """
 
     def __init__(
@@ -63,28 +67,99 @@ class TrainingBatches:
     ) -> None:
         self.features = features
         self.steps_per_epoch = steps_per_epoch(len(features), settings)
+        self.tokens = settings.pass_tokens
         self._lengths = [task.length(row) for row in features]
         self._task, self._tokenizer, self._settings, self._pack_to = task, tokenizer, settings, pack_to
         self._epoch: tuple[int, list[list[int]]] | None = None
+        self._searched: tuple[int, int] | None = None
 
     def at(self, step: int) -> list[Batch]:
-        """Returns the micro-batches of optimizer step `step`, counted from 0."""
-        epoch = step // self.steps_per_epoch
-        rows = {index: self._varied(index, epoch) for index in self.rows_at(step)}
+        """Returns the micro-batches of optimizer step `step`, counted from 0: a function of it and of `tokens`."""
+        return [self._collated(cut, step // self.steps_per_epoch) for cut in self._cuts(step)]
+
+    def passes(self, step: int) -> int:
+        """Returns how many micro-batches a step has."""
+        return len(self._cuts(step))
+
+    def size(self, step: int, index: int) -> int:
+        """Returns the padded tokens of a step's micro-batch, as they are held against `tokens`."""
+        return self._size(self._cuts(step)[index])
+
+    def shrink(self, step: int, index: int) -> bool:
+        """Cuts all micro-batches from now on to half of the size of one.
+
+        Args:
+            step: Counted from 0.
+            index: Of the micro-batch, in its step.
+
+        Returns:
+            Whether it is cut: a single row cannot be.
+        """
+        cut = self._cuts(step)[index]
+        if sum(map(len, cut)) == 1:
+            return False
+        self.tokens = self._size(cut) // 2
+        return True
+
+    def longest(self, steps: int) -> tuple[int, int]:
+        """Finds the micro-batch with the most padded tokens; of several the one with most that counts (label tokens).
+
+        Args:
+            steps: Of the run.
+
+        Returns:
+            Its step, and its place there.
+        """
+        if (steps, self.tokens) != self._searched:
+            self._longest = max(self._candidates(steps), key=self._count)
+            self._searched = (steps, self.tokens)
+        return self._longest
+
+    def _candidates(self, steps: int) -> list[tuple[int, int]]:
+        """Returns the micro-batches with the most padded tokens, the first few of them."""
+        most, found = 0, [(0, 0)]
+        bound = max(self.tokens, max(self._lengths))  # what none can exceed
+        for step in range(steps):
+            for index, cut in enumerate(self._cuts(step)):
+                size = self._size(cut)
+                most, found = (size, []) if size > most else (most, found)
+                if size == most:
+                    found.append((step, index))
+            if most == bound and len(found) >= CANDIDATES:
+                break
+        return found[:CANDIDATES]
+
+    def _count(self, place: tuple[int, int]) -> float:
+        step, index = place
+        return self._task.count(self.at(step)[index])
+
+    def _cuts(self, step: int) -> list[list[list[int]]]:
+        """Returns the micro-batches of a step: sequences, each of one row or, packed, of several."""
+        rows = self.rows_at(step)
+        if self._pack_to is None:
+            sequences = [[row] for row in rows]
+        else:
+            packed = bins([self._lengths[row] for row in rows], min(self._pack_to, self.tokens))
+            sequences = [[rows[index] for index in members] for members in packed]
+        lengths = [self._length(sequence) for sequence in sequences]
+        cuts = micro_batches(range(len(sequences)), lengths, self.tokens)
+        return [[sequences[index] for index in cut] for cut in cuts]
+
+    def _length(self, sequence: list[int]) -> int:
+        return sum(self._lengths[row] for row in sequence)
+
+    def _size(self, cut: list[list[int]]) -> int:
+        return len(cut) * max(map(self._length, cut))
+
+    def _collated(self, cut: list[list[int]], epoch: int) -> Batch:
+        sequences = [[self._varied(row, epoch) for row in sequence] for sequence in cut]
         if self._pack_to is not None:
-            return self._packed(list(rows.values()), self._pack_to)
-        cuts = micro_batches(rows, self._lengths, self._settings.micro_batch_tokens)
-        return [collate(self._task, [rows[index] for index in cut], self._tokenizer) for cut in cuts]
+            return collate_packed([join(rows) for rows in sequences])
+        return collate(self._task, [row for (row,) in sequences], self._tokenizer)
 
     def _varied(self, index: int, epoch: int) -> Features:
         """Returns a row as it is seen in an epoch."""
         return self._task.vary(self.features[index], random.Random(f"{self._settings.seed}/{epoch}/{index}"))
-
-    def _packed(self, rows: Sequence[Features], length: int) -> list[Batch]:
-        budget = self._settings.micro_batch_tokens
-        sequences = pack(rows, min(length, budget))
-        cuts = micro_batches(range(len(sequences)), [len(ids["input_ids"]) for ids in sequences], budget)
-        return [collate_packed([sequences[index] for index in cut]) for cut in cuts]
 
     def rows_at(self, step: int) -> list[int]:
         """Returns the rows of optimizer step `step`."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adaptkit.task import Features
+from adaptkit.task import Features, LossSum
 from adaptkit.training.batches import CACHED
-from adaptkit.training.evaluation import inference, ordered_batches
+from adaptkit.training.evaluation import each_batch, inference
 
 if TYPE_CHECKING:
     from adaptkit.models.precision import Numerics
@@ -62,11 +62,14 @@ def cache_features(
     captured: list[Tensor] = []
     module = model.get_submodule(point.module)
     handle = module.register_forward_pre_hook(lambda _, arguments: captured.append(arguments[0].detach()))
+
+    def read(batch: dict[str, Tensor]) -> LossSum:
+        captured.clear()
+        return task.loss(model, batch)
+
     try:
         with inference(model, numerics):
-            for rows, batch in ordered_batches(task, features, tokenizer, numerics, micro_batch_tokens):
-                captured.clear()
-                task.loss(model, batch)
+            for rows, _ in each_batch(read, task, features, tokenizer, numerics, micro_batch_tokens):
                 if len(captured) != 1 or captured[0].shape[:1] != (len(rows),) or captured[0].ndim != 2:
                     return False
                 for row, vector in zip(rows, captured[0].float().cpu().unbind(), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptkit.errors import ModelError
 from adaptkit.task import Features
 from adaptkit.training.evaluation import inference
-from adaptkit.training.loop import move
+from adaptkit.training.gradient import move
 
 if TYPE_CHECKING:
     from adaptkit.models.precision import Numerics

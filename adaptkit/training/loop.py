@@ -6,8 +6,8 @@ nothing of that is in here.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 from adaptkit.errors import TrainingError
 from adaptkit.hookspecs import StepRecord
+from adaptkit.training.finite import check_finite
+from adaptkit.training.gradient import step_gradient
+from adaptkit.training.in_backward import InBackward
+from adaptkit.training.rehearsal import rehearse
+from adaptkit.training.splitting import Beginning
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,19 +30,37 @@ if TYPE_CHECKING:
     from adaptkit.models.precision import Numerics
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task
+    from adaptkit.training.batches import Batch
+    from adaptkit.training.graphs import Recorder
     from adaptkit.training.optim import LearningRate
     from adaptkit.training.saved_state import Unsaved
 
-STEADIER = "lower training.learning_rate, lengthen training.warmup, or set training.compute to fp32"
-
 
 class Batches(Protocol):
-    """Where micro-batches come from."""
+    """Where micro-batches come from.
+
+    Attributes:
+        tokens: Padded tokens of a micro-batch at the most.
+    """
 
     steps_per_epoch: int
+    tokens: int
 
-    def at(self, step: int) -> list[dict[str, Tensor]]:
+    def at(self, step: int) -> list[Batch]:
         """Returns the micro-batches of an optimizer step."""
+
+    def size(self, step: int, index: int) -> int:
+        """Returns the padded tokens of a step's micro-batch."""
+
+    def shrink(self, step: int, index: int) -> bool:
+        """Cuts all micro-batches to half of the size of one; False: it cannot be cut."""
+
+    def longest(self, steps: int) -> tuple[int, int]:
+        """Returns step and index of the longest micro-batch of a run of so many steps."""
+
+
+def _silent(line: str) -> None:
+    """Takes a line that nobody reads."""
 
 
 @dataclass
@@ -50,6 +73,11 @@ class Job:
         step: Optimizer steps done.
         checked: Names of the trainable tensors that are known to get a gradient.
         unsaved: What must stay as it is, because it is not saved; None: not watched.
+        rehearsals: How many of the next steps begin with a rehearsal of the longest micro-batch: one, and another when
+            the first step has made the optimizer's states.
+        tell: Where a line for the person goes.
+        beginning: Of the passes of a step.
+        recorder: Plays passes back; None: each is taken anew.
     """
 
     model: nn.Module
@@ -66,6 +94,21 @@ class Job:
     step: int = 0
     checked: set[str] = field(default_factory=set)
     unsaved: Unsaved | None = None
+    rehearsals: int = 0
+    tell: Callable[[str], None] = _silent
+    recorder: Recorder | None = None
+
+    def __post_init__(self) -> None:
+        self.beginning = Beginning(self.model)
+
+    @property
+    def in_backward(self) -> InBackward | None:
+        """The optimizer, where it steps within the backward pass."""
+        return self.optimizer if isinstance(self.optimizer, InBackward) else None
+
+    def has_gradient(self, parameter: nn.Parameter) -> bool:
+        """Returns whether the step has given a parameter a gradient."""
+        return parameter.grad is not None or (self.in_backward is not None and parameter in self.in_backward.norms)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Returns what trains at present, by name."""
@@ -86,7 +129,9 @@ def training_steps(job: Job) -> Iterator[StepRecord]:
 
     Raises:
         TrainingError: The run cannot learn: nothing is counted, a trainable tensor gets no gradient, or the
-            loss or the gradient is not finite. The model is then as it was before the step.
+            loss or the gradient is not finite. The model is then as it was before the step (not so where the
+            optimizer steps within the backward pass and the gradient alone is not finite).
+        FitError: A single row does not fit into memory.
         PluginError: The first step has changed what the strategy neither trains nor saves.
     """
     first = job.step + 1
@@ -105,18 +150,17 @@ def train_step(job: Job) -> StepRecord:
     """
     started = perf_counter()
     job.strategy.before_step(job.model, job.step)
-    micro_batches = job.batches.at(job.step)
-    count = sum(job.task.count(batch) for batch in micro_batches)
-    if not count > 0:
-        raise TrainingError(
-            f"the batch of step {job.step + 1} has nothing to learn from: no label counts in it",
-            fix="check the labels, and data.max_length, which may cut them away",
-        )
-    loss = accumulate_gradient(job, micro_batches, count)
+    if job.rehearsals:
+        job.rehearsals -= 1
+        rehearse(job)
+    in_backward = job.in_backward
+    with in_backward.stepping() if in_backward else nullcontext():
+        micro_batches, count, total = step_gradient(job)
     trainable = job.trainable()
     _check_gradients(job, trainable)
-    norm = _gradient_norm(job, trainable)
-    _check_finite(job, loss, norm)
+    # The one place of a step that waits for the device.
+    loss, norm = torch.stack([total, _gradient_norm(job, trainable).to(total)]).tolist()
+    check_finite(job.step, loss, norm)
     learning_rate = float(job.optimizer.param_groups[0]["lr"])
     job.optimizer.step()
     job.strategy.after_step(job.model, job.step)
@@ -135,11 +179,6 @@ def train_step(job: Job) -> StepRecord:
     )
 
 
-def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Returns a batch on a device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
 def _tokens(batch: Mapping[str, Tensor]) -> int:
     """Returns how many tokens of a batch are not padding; packed sequences have hardly any."""
     if "attention_mask" in batch:
@@ -147,34 +186,19 @@ def _tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].numel() if "input_ids" in batch else 0
 
 
-def accumulate_gradient(job: Job, micro_batches: list[dict[str, Tensor]], count: float) -> float:
-    """Accumulates the gradient of the whole effective batch and returns its loss."""
-    total = torch.zeros((), device=job.accelerator.device)
-    for batch in micro_batches:
-        with job.numerics.autocast():
-            part = job.task.loss(job.wrapped, move(batch, job.accelerator.device))
-        loss = part.total / count
-        if part.extra is not None:
-            loss = loss + part.extra / len(micro_batches)
-        job.accelerator.backward(loss)
-        total += loss.detach()
-    extra = job.strategy.extra_loss(job.model)
-    if extra is not None:
-        job.accelerator.backward(extra)
-        total += extra.detach()
-    return float(total)
-
-
-def _gradient_norm(job: Job, trainable: Mapping[str, nn.Parameter]) -> float:
-    """Returns the global gradient norm, and clips to it where the recipe says so."""
-    limit = math.inf if job.max_grad_norm is None else job.max_grad_norm
-    return float(torch.nn.utils.clip_grad_norm_(list(trainable.values()), limit))
+def _gradient_norm(job: Job, trainable: Mapping[str, nn.Parameter]) -> Tensor:
+    """Returns the global gradient norm, a scalar on the device, and clips to it where the recipe says so."""
+    if job.in_backward is not None:
+        return job.in_backward.norm()
+    if job.max_grad_norm is None:
+        return torch.nn.utils.get_total_norm([p.grad for p in trainable.values() if p.grad is not None])
+    return torch.nn.utils.clip_grad_norm_(list(trainable.values()), job.max_grad_norm)
 
 
 def _check_gradients(job: Job, trainable: Mapping[str, nn.Parameter]) -> None:
     """Makes sure, the first time that a tensor trains, that the loss depends on it."""
     unchecked = trainable.keys() - job.checked
-    without = sorted(name for name in unchecked if trainable[name].grad is None)
+    without = sorted(name for name in unchecked if not job.has_gradient(trainable[name]))
     job.checked |= unchecked
     if without:
         raise TrainingError(
@@ -183,13 +207,3 @@ def _check_gradients(job: Job, trainable: Mapping[str, nn.Parameter]) -> None:
             where=f"strategy {job.strategy.name!r}",
             fix="freeze what the loss does not depend on, or connect it; a strategy's adapt() decides what trains",
         )
-
-
-def _check_finite(job: Job, loss: float, norm: float) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    raise TrainingError(
-        f"{'the loss' if not math.isfinite(loss) else 'the gradient'} is not finite at step {job.step + 1}: "
-        f"loss {loss}, gradient norm {norm}",
-        fix=f"{STEADIER}; the last checkpoint is from before this step",
-    )

@@ -45,18 +45,18 @@ def _adamw(groups: list[Group], settings: TrainingSpec) -> Optimizer:
 
 def _adamw_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
     """AdamW with 8-bit states, by bitsandbytes (arXiv:2110.02861)."""
-    return cast("Optimizer", _bitsandbytes("adamw-8bit").AdamW8bit(groups, betas=(0.9, settings.beta2)))
+    return _without_waiting(_bitsandbytes("adamw-8bit").AdamW8bit)(groups, betas=(0.9, settings.beta2))
 
 
 def _paged_adamw_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
     """AdamW with 8-bit states that leave the GPU when memory is short, by bitsandbytes (arXiv:2305.14314)."""
-    return cast("Optimizer", _bitsandbytes("paged-adamw-8bit").PagedAdamW8bit(groups, betas=(0.9, settings.beta2)))
+    return _without_waiting(_bitsandbytes("paged-adamw-8bit").PagedAdamW8bit)(groups, betas=(0.9, settings.beta2))
 
 
 def _lion_8bit(groups: list[Group], settings: TrainingSpec) -> Optimizer:
     """Lion (arXiv:2302.06675) with 8-bit states, by bitsandbytes."""
     # Lion has no second moment for `beta2`; its betas are the paper's (Chen et al. 2023, table 1).
-    return cast("Optimizer", _bitsandbytes("lion-8bit").Lion8bit(groups, betas=(0.9, 0.99)))
+    return _without_waiting(_bitsandbytes("lion-8bit").Lion8bit)(groups, betas=(0.9, 0.99))
 
 
 def _adafactor(groups: list[Group], settings: TrainingSpec) -> Optimizer:
@@ -83,6 +83,36 @@ def _bitsandbytes(name: str) -> Any:
             fix="pip install bitsandbytes, or choose adamw",
         ) from error
     return bitsandbytes.optim
+
+
+def _without_waiting(plain: Any) -> Callable[..., Optimizer]:
+    """Returns an optimizer of bitsandbytes that waits for the GPU once a step at the most, not after each parameter.
+
+    The kernels of a step stand in one stream, so that none needs what another has not done yet. An adapter has hundreds
+    of parameters.
+    """
+    import torch
+
+    class Unhurried(plain):  # type: ignore[misc]
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            if not self.initialized:  # type: ignore[has-type]
+                self.check_overrides()
+                self.to_gpu()
+                self.initialized = True
+            for number, group in enumerate(self.param_groups):
+                for place, parameter in enumerate(group["params"]):
+                    if parameter.grad is None:
+                        continue
+                    if not self.state[parameter]:
+                        self.init_state(group, parameter, number, place)
+                    self.prefetch_state(parameter)
+                    self.update_step(group, parameter, number, place)
+            if self.is_paged and torch.cuda.is_available():  # States that are moved must have arrived.
+                torch.cuda.synchronize()
+
+    Unhurried.__name__ = Unhurried.__qualname__ = plain.__name__
+    return cast("Callable[..., Optimizer]", Unhurried)
 
 
 def decay_groups(model: nn.Module, lr: float, weight_decay: float) -> list[Group]:

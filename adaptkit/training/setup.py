@@ -12,6 +12,8 @@ from adaptkit.errors import TrainingError
 from adaptkit.task import Features
 from adaptkit.training.batches import TrainingBatches, total_steps
 from adaptkit.training.features import CachedModel, cache_features, freeze_dropout
+from adaptkit.training.graphs import recorder
+from adaptkit.training.in_backward import InBackward, check_single_pass
 from adaptkit.training.isolation import check_packing
 from adaptkit.training.loop import Job
 from adaptkit.training.optim import check_groups, decay_groups, make_scheduler
@@ -46,7 +48,8 @@ def make_job(
         optimizer_factory: Of the optimizer that the recipe names.
 
     Raises:
-        TrainingError: A trainable parameter is in no parameter group, or in two; or there are several processes.
+        TrainingError: A trainable parameter is in no parameter group, or in two; there are several processes; or an
+            optimizer that steps in the backward pass finds a step with several forward passes.
         ModelError: Rows are to be packed, and the model does not keep them apart.
         PluginError: The strategy does not save what it trains.
     """
@@ -54,9 +57,8 @@ def make_job(
     model = adapted.model.train()
     if settings.packing:
         check_packing(model, features, adapted.max_length, adapted.numerics)
-    groups = _groups(model, strategy, settings)
     check_saves_what_trains(model, strategy)
-    optimizer = strategy.make_optimizer(groups, settings) or optimizer_factory(groups, settings)
+    optimizer = make_optimizer(model, strategy, settings, optimizer_factory)
     steps = total_steps(len(features), settings)
     accelerator = Accelerator(mixed_precision="no", cpu=adapted.numerics.device.type == "cpu")
     if accelerator.num_processes > 1:
@@ -64,19 +66,25 @@ def make_job(
             f"{accelerator.num_processes} processes were started, but a run is one process on one device",
             fix="start it with `adaptkit run`, without a launcher",
         )
-    wrapped, prepared = accelerator.prepare(model, optimizer)
-    return Job(
+    batches = TrainingBatches(
+        features,
+        task,
+        adapted.base.tokenizer,
+        settings,
+        pack_to=adapted.max_length if settings.packing else None,
+    )
+    prepared: torch.optim.Optimizer
+    if settings.optimizer_in_backward:
+        check_single_pass(batches, steps)
+        wrapped, prepared = accelerator.prepare(model), InBackward(optimizer)
+    else:
+        wrapped, prepared = accelerator.prepare(model, optimizer)
+    job = Job(
         model=model,
         wrapped=wrapped,
         strategy=strategy,
         task=task,
-        batches=TrainingBatches(
-            features,
-            task,
-            adapted.base.tokenizer,
-            settings,
-            pack_to=adapted.max_length if settings.packing else None,
-        ),
+        batches=batches,
         optimizer=prepared,
         scheduler=make_scheduler(optimizer, settings.schedule, steps, settings.warmup),
         accelerator=accelerator,
@@ -85,6 +93,24 @@ def make_job(
         max_grad_norm=settings.max_grad_norm,
         unsaved=Unsaved(model, strategy),
     )
+    if settings.cuda_graphs == "auto":
+        job.recorder = recorder(job)
+    return job
+
+
+def make_optimizer(
+    model: nn.Module,
+    strategy: Strategy[Any],
+    settings: TrainingSpec,
+    factory: Callable[..., torch.optim.Optimizer],
+) -> torch.optim.Optimizer:
+    """Returns the strategy's own optimizer, or else that of a factory, over the model's parameter groups.
+
+    Raises:
+        TrainingError: A trainable parameter is in no parameter group, or in two.
+    """
+    groups = _groups(model, strategy, settings)
+    return strategy.make_optimizer(groups, settings) or factory(groups, settings)
 
 
 def _groups(model: nn.Module, strategy: Strategy[Any], settings: TrainingSpec) -> list[dict[str, Any]]:
@@ -114,7 +140,7 @@ def use_frozen_features(job: Job, adapted: AdaptedModel, settings: TrainingSpec,
     tokenizer = adapted.base.tokenizer
     for features in splits:
         if features and not cache_features(
-            job.model, point, job.task, features, tokenizer, job.numerics, settings.micro_batch_tokens
+            job.model, point, job.task, features, tokenizer, job.numerics, settings.pass_tokens
         ):
             return False
     job.wrapped = CachedModel(job.model, point)

@@ -26,7 +26,7 @@ def take_snapshot(job: Job) -> dict[str, Any]:
         "scheduler": job.scheduler.state_dict(),
         "rng": rng_state(),
         "strategy": {"tensors": tensors, "values": values},
-        "position": {"step": job.step},
+        "position": {"step": job.step, "micro_batch_tokens": job.batches.tokens},
     }
 
 
@@ -41,4 +41,5 @@ def restore_snapshot(job: Job, parts: Mapping[str, Any]) -> None:
     load_optimizer_state(job.optimizer, parts["optimizer"])
     job.scheduler.load_state_dict(parts["scheduler"])
     job.step = parts["position"]["step"]
+    job.batches.tokens = parts["position"].get("micro_batch_tokens", job.batches.tokens)
     set_rng_state(parts["rng"])

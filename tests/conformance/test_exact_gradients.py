@@ -19,8 +19,9 @@ from adaptkit.registry import load_registry
 from adaptkit.strategy import Family
 from adaptkit.task import IGNORE_INDEX, Features
 from adaptkit.training.batches import TrainingBatches
+from adaptkit.training.gradient import accumulate_gradient
 from adaptkit.training.isolation import check_packing, reads_padding
-from adaptkit.training.loop import Job, accumulate_gradient
+from adaptkit.training.loop import Job
 
 ROWS = 8
 ALL_ROWS, SOME_ROWS, ONE_ROW = 10**6, 90, 1  # tokens of a micro-batch

@@ -59,7 +59,20 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     torch.autograd.gradcheck(model, (x,))
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_with_dropout_the_same_numbers_are_dropped(recompute: bool) -> None:
+    model, x = adapted(lora_dropout=0.5), torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1))
+    twin = fused(model)
+    torch.manual_seed(2)
+    expected = outputs_and_gradients(model, x)
+    torch.manual_seed(2)
+    found = outputs_and_gradients(twin, x, recompute=recompute)
+    assert len(found) == len(expected) == 6
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 def test_what_is_not_plain_is_left_to_peft_bit_for_bit(options: dict[str, Any]) -> None:
     model, x = adapted(**options), torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
     twin = fused(model)

@@ -102,7 +102,7 @@ def test_the_output_layer_runs_where_a_label_is_and_nowhere_else(manner: str) ->
     seen: list[int] = []
     module.get_output_embeddings().register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
     subject.loss(module, batch)
-    assert seen == [subject.count(batch)]
+    assert seen == [1, subject.count(batch)], "one row in the model's own pass, and then the labels"
 
 
 class Whole(nn.Module):

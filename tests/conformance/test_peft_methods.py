@@ -61,6 +61,9 @@ class NextToken:
     def count(self, batch: Mapping[str, Tensor]) -> float:
         return float((batch["labels"][:, 1:] != -100).sum())
 
+    def locate(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return batch
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         logits = model(**inputs, use_cache=None).logits[:, -batch["labels"].shape[1] :]

@@ -80,3 +80,48 @@ def test_the_steps_of_a_run(rows: int, settings: dict[str, Any], steps: int) -> 
 
 def test_a_short_last_batch_counts_as_a_step() -> None:
     assert [steps_per_epoch(rows, TrainingSpec(effective_batch=8)) for rows in (1, 8, 9)] == [1, 1, 2]
+
+
+class Lengths:
+    """Tells lengths, and as what counts the number that a row has as its index."""
+
+    length, vary = Indices.length, Indices.vary
+
+    def collate(self, rows: list[dict[str, Any]], tokenizer: object) -> dict[str, list[int]]:
+        return {"rows": [row["index"] for row in rows]}
+
+    def count(self, batch: dict[str, list[int]]) -> int:
+        return sum(batch["rows"])
+
+
+@pytest.mark.parametrize("pack_to", [None, 20])
+def test_what_does_not_fit_is_cut_in_two_until_it_is_a_row(pack_to: int | None) -> None:
+    task: Any = Lengths()
+    settings = TrainingSpec(effective_batch=8, micro_batch_tokens=60)
+    made = TrainingBatches(ROWS, task, None, settings, pack_to=pack_to)
+    sizes = [made.size(0, 0)]
+    while made.shrink(0, 0):
+        sizes.append(made.size(0, 0))
+        assert sizes[-1] <= max(made.tokens, 7)
+    assert sizes == sorted(set(sizes), reverse=True), "a cut has made nothing smaller"
+    assert len(sizes) > 2
+    assert sizes[-1] == max(len(ROWS[row]["input_ids"]) for row in made.rows_at(0))
+
+
+def test_the_longest_micro_batch_of_a_run_is_found() -> None:
+    task: Any = Lengths()
+    made = TrainingBatches(ROWS, task, None, TrainingSpec(effective_batch=5, micro_batch_tokens=20))
+    places = [(step, index) for step in range(3 * EPOCH) for index in range(len(made.at(step)))]
+    longest = max(made.size(*place) for place in places)
+    step, index = made.longest(3 * EPOCH)
+    assert made.size(step, index) == longest
+    made.tokens = 5
+    assert made.size(*made.longest(3 * EPOCH)) == 7, "a row that is longer than the budget"
+
+
+def test_of_equally_long_ones_it_is_the_one_with_most_labels() -> None:
+    task: Any = Lengths()
+    rows = [{"input_ids": [1] * 4, "index": index} for index in range(10)]
+    made = TrainingBatches(rows, task, None, TrainingSpec(effective_batch=2, micro_batch_tokens=4))
+    step, index = made.longest(5)
+    assert made.at(step)[index] == {"rows": [9]}

@@ -30,6 +30,9 @@ class Regression:
     def count(self, batch: dict[str, Tensor]) -> float:
         return float(self.weights[batch["rows"]].sum())
 
+    def locate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossSum:
         rows = batch["rows"]
         errors = (model(X[rows]).squeeze(-1) - Y[rows]) ** 2 / 2

@@ -9,6 +9,7 @@ import torch
 
 from adaptkit.models import precision
 from adaptkit.models.precision import choose_numerics
+from adaptkit.models.reading import storage
 from adaptkit.recipe import Recipe, StrategyOptions, TaskOptions
 from adaptkit.strategy import Capabilities, Strategy
 
@@ -93,3 +94,12 @@ def test_matrix_products_are_computed_as_chosen(bf16: bool) -> None:
     with numerics.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu"])
+def test_weights_are_read_straight_onto_the_device_that_trains(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    options = storage(precision.Numerics(torch.device(device), "nf4", True))
+    wanted = {"cuda": torch.device("cuda", 0), "cuda:1": torch.device("cuda", 1)}.get(device)
+    assert options.get("device_map") == ({"": wanted} if wanted else None)
+    assert options["dtype"] == torch.bfloat16

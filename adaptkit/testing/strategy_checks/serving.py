@@ -13,6 +13,7 @@ from adaptkit.testing.strategy_checks.training import STEPS
 from adaptkit.testing.subject import Subject
 from adaptkit.testing.trial import ALL_TOKENS, Trial, captured
 from adaptkit.training.evaluation import inference
+from adaptkit.training.gradient import move
 from adaptkit.training.setup import use_frozen_features
 
 NEW_TOKENS = 6
@@ -54,7 +55,9 @@ def _written(trial: Trial, prompts: list[list[int]], *, cache: bool) -> list[lis
         fill, ones = [padding] * (longest - len(prompt)), [1] * len(prompt)
         rows.append(fill + prompt if left else prompt + fill)
         masks.append([0] * len(fill) + ones if left else ones + [0] * len(fill))
-    inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+    inputs = move(
+        {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}, trial.adapted.numerics.device
+    )
     with inference(trial.model, trial.adapted.numerics):
         new: Tensor = model.generate(
             **inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, use_cache=cache
@@ -86,7 +89,7 @@ def check_virtual_tokens(subject: Subject) -> None:
     if (task := next((one for one in ("causal-lm", "masked-lm") if one in subject.tasks()), None)) is None:
         raise NotApplicable("no task with one label a token is declared for this family")
     trial = subject.trial(task=task)
-    batch = trial.batches(ALL_TOKENS)[0]
+    batch = move(trial.batches(ALL_TOKENS)[0], trial.adapted.numerics.device)
     with inference(trial.model, trial.adapted.numerics), captured(trial.model) as outputs:
         trial.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     more = outputs[0].shape[1] - batch["input_ids"].shape[1]

@@ -1,0 +1,56 @@
+"""What a device takes besides the tensors, and how much memory it has."""
+
+from __future__ import annotations
+
+import torch
+
+MIB = 2**20
+CUDA_BLOCK = 512  # bytes; c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize
+# Of cuBLAS, allocated through torch at the first product: CUBLAS_WORKSPACE_CONFIG's default is :4096:2:16:8 (8 MiB),
+# from Hopper on :4096:8 (32 MiB); https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+CUBLAS_WORKSPACE = 8 * MIB + 128 * 1024
+HOPPER_WORKSPACE = 32 * MIB
+# The thread of the backward pass has a handle of its own, with its own workspace: on an H200 plans with one were 33 MiB
+# too low for every run.
+CUBLAS_HANDLES = 2
+HOPPER = (9, 0)
+# Context and loaded kernels, beside what the allocator counts. A round figure that was not measured: it depends on the
+# driver and on which kernels a run loads.
+CUDA_CONTEXT = 600 * MIB
+
+
+def allocation_block(device: torch.device) -> int:
+    """Returns to a multiple of how many bytes the device's allocator rounds a tensor."""
+    return CUDA_BLOCK if device.type == "cuda" else 1
+
+
+def library_workspace(device: torch.device) -> int:
+    """Returns the bytes that libraries allocate through torch for themselves."""
+    if device.type != "cuda":
+        return 0
+    here = torch.cuda.is_available() and torch.cuda.get_device_capability() >= HOPPER
+    return CUBLAS_HANDLES * (HOPPER_WORKSPACE if here else CUBLAS_WORKSPACE)
+
+
+def context_bytes(device: torch.device) -> int:
+    """Returns the bytes of a device that no tensor can have."""
+    return CUDA_CONTEXT if device.type == "cuda" else 0
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that a run on this machine's device may use: of a GPU all, else the free memory of the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return _available_ram()
+
+
+def _available_ram() -> int:
+    """Returns what Linux calls available, elsewhere all memory that there is."""
+    import os
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

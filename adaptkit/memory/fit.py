@@ -1,0 +1,170 @@
+"""The smallest change of a recipe by which a run fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from adaptkit.errors import AdaptkitError
+from adaptkit.memory.plan import MemoryPlan
+from adaptkit.memory.planner import Changes, Planner
+from adaptkit.memory.rehearsal import ACTIVATIONS, LOGITS
+from adaptkit.memory.tracker import WORKSPACE
+from adaptkit.recipe import Recipe
+
+FEWEST_TOKENS = 128  # of a row: shorter ones would be another task
+TILE = 64
+PASSING = (ACTIVATIONS, LOGITS, WORKSPACE)  # what grows with the tokens of a pass
+EIGHT_BIT = {"adamw": "adamw-8bit"}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A change by which a run fits.
+
+    Attributes:
+        changes: Dotted keys to values.
+        plan: With them.
+    """
+
+    changes: Changes
+    plan: MemoryPlan
+
+    def __str__(self) -> str:
+        """Returns the changes as they are pasted behind a command."""
+        return " ".join(f"{key}={_written(value)}" for key, value in self.changes.items())
+
+
+def smallest_change(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Fit | None:
+    """Finds the change that costs least by which a run fits: one alone if that does it, else several together.
+
+    Args:
+        recipe: That does not fit.
+        planner: Knows the rows and the device.
+        plan: Of the recipe.
+
+    Returns:
+        None: nothing helps.
+    """
+    for measure in MEASURES:
+        changes = measure(recipe, planner, plan)
+        found = _planned(recipe, planner, changes) if changes else None
+        if changes and found and planner.fits(found):
+            return Fit(changes, found)
+    return _several(recipe, planner, plan)
+
+
+def _several(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Fit | None:
+    """Takes one measure after the other, those that help, until the run fits."""
+    taken: dict[str, Any] = {}
+    for measure in MEASURES:
+        changes = measure(recipe, planner, plan)
+        found = _planned(recipe, planner, changes) if changes else None
+        if changes is None or found is None or found.needed >= plan.needed:
+            continue
+        recipe, plan = planner.changed(recipe, changes), found
+        taken |= changes
+        if planner.fits(plan):
+            return Fit(taken, plan)
+    return None
+
+
+def _planned(recipe: Recipe, planner: Planner, changes: Changes) -> MemoryPlan | None:
+    try:
+        return planner.plan(planner.changed(recipe, changes))
+    except AdaptkitError:  # a change that does not go with the rest
+        return None
+
+
+# -- the measures, in the order of what they cost: time, then steps, then quality -------------------------------------
+
+
+def selective_checkpointing(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Computes again what is cheap to compute."""
+    return {"training.gradient_checkpointing": "selective"} if recipe.training.recomputation is None else None
+
+
+def whole_checkpointing(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Computes everything again but the inputs of the blocks: a third more work."""
+    return {"training.gradient_checkpointing": True} if recipe.training.recomputation != "whole" else None
+
+
+def fewer_tokens(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Cuts micro-batches to what there is room for; the longest row cannot be cut."""
+    wanted = max(tokens_with_room(planner, plan), planner.longest_row(recipe))
+    return {"training.micro_batch_tokens": wanted} if wanted < min(recipe.training.pass_tokens, plan.tokens) else None
+
+
+def tokens_with_room(planner: Planner, plan: MemoryPlan) -> int:
+    """Returns how many tokens of a pass there is room for, judged by what grows with them; 0: for none."""
+    growing = sum(plan.parts[part] for part in PASSING)
+    room = max(0, planner.usable - (plan.needed - growing))
+    return int(plan.tokens * room / max(1, growing)) // TILE * TILE
+
+
+def offload_embeddings(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Keeps frozen embeddings in the host's memory."""
+    return _offload(recipe, planner, ["embeddings"])
+
+
+def offload_activations(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Keeps the inputs of the blocks there too, which takes time on the bus."""
+    if recipe.training.recomputation is None:
+        return None
+    return _offload(recipe, planner, ["embeddings", "activations"])
+
+
+def _offload(recipe: Recipe, planner: Planner, what: list[str]) -> Changes | None:
+    there = [] if recipe.training.offload == "auto" else recipe.training.offload
+    if planner.device.type == "cpu" or set(what) <= set(there):
+        return None
+    return {"training.offload": sorted({*there, *what}, reverse=True)}
+
+
+def smaller_states(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Keeps the optimizer's states in 8 bits."""
+    smaller = EIGHT_BIT.get(recipe.training.optimizer)
+    return {"training.optimizer": smaller} if smaller else None
+
+
+def fewer_bits(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Stores a frozen base in 4 bits; where the base itself trains, low-rank updates on such a base train instead."""
+    strategy = planner.registry.strategy(recipe.strategy.name)
+    if recipe.model.init == "random" or recipe.model.precision in ("nf4", "int8"):
+        return None
+    if strategy.capabilities.quantized_base and not strategy.capabilities.changes_base:
+        return {"model.precision": "nf4"} if recipe.strategy.name != "qlora" else None
+    return {"strategy": "qlora", "model.precision": None}
+
+
+def shorter_rows(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
+    """Cuts rows to a half, a quarter … until the run fits."""
+    length, changes = planner.longest_row(recipe) // 2, None
+    while length >= FEWEST_TOKENS:
+        changes = {"data.max_length": length}
+        if length < recipe.training.pass_tokens:
+            changes["training.micro_batch_tokens"] = length
+        found = _planned(recipe, planner, changes)
+        if found and planner.fits(found):
+            break
+        length //= 2
+    return changes
+
+
+MEASURES: tuple[Callable[[Recipe, Planner, MemoryPlan], Changes | None], ...] = (
+    selective_checkpointing,
+    whole_checkpointing,
+    fewer_tokens,
+    offload_embeddings,
+    offload_activations,
+    smaller_states,
+    fewer_bits,
+    shorter_rows,
+)
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)

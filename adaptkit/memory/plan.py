@@ -1,0 +1,221 @@
+"""The most memory that a run will take, by part: for the longest batch that its rows give."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit.data.batching import evaluation_batches
+from adaptkit.errors import AdaptkitError, DataError, ModelError, RecipeError
+from adaptkit.memory.building import Builder, on_meta, skeleton, with_weights
+from adaptkit.memory.device import context_bytes, library_workspace
+from adaptkit.memory.fused import fuse_as_liger
+from adaptkit.memory.generation import cache_bytes, tokens_of
+from adaptkit.memory.rehearsal import ACTIVATIONS, LOGITS, PARTS, Rehearsal
+from adaptkit.memory.stacks import shorten
+from adaptkit.memory.tracker import WORKSPACE, Parts
+from adaptkit.models.host_embeddings import frozen_tables
+from adaptkit.models.layers import count_parameters
+from adaptkit.task import IGNORE_INDEX
+from adaptkit.training.batches import TrainingBatches, collate, total_steps
+from adaptkit.training.setup import make_optimizer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from adaptkit.models.precision import Numerics
+    from adaptkit.recipe import Precision, Recipe
+    from adaptkit.strategy import Strategy
+    from adaptkit.task import Features, Task
+    from adaptkit.training.preparation import Preparation
+
+OptimizerFactory = Callable[..., "Optimizer"]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run needs at its peak.
+
+    Attributes:
+        parts: Bytes of tensors, by part.
+        moment: When the peak is.
+        context: Bytes that the device takes besides what the allocator counts.
+        shape: Rows and tokens of the longest batch.
+        precision: Storage of the base.
+        trainable: Parameters that train.
+        total: Parameters that there are.
+    """
+
+    parts: Mapping[str, int]
+    moment: str
+    context: int
+    shape: tuple[int, ...]
+    precision: Precision
+    trainable: int
+    total: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all tensors: what the device's allocator will report."""
+        return sum(self.parts.values())
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens of the longest batch."""
+        return math.prod(self.shape)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free on the device."""
+        return self.peak + self.context
+
+
+def planned_peak(
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    task: Task[Any],
+    prepared: Preparation,
+    numerics: Numerics,
+    optimizer: OptimizerFactory,
+    *,
+    exact: bool = False,
+) -> MemoryPlan:
+    """Plans a run from its config and its rows: no weights are read, and none are made.
+
+    Args:
+        recipe: With numbers in the place of ``auto``, and a learning rate.
+        strategy: A new one: it adapts a model that is thrown away.
+        task: Has been prepared.
+        prepared: Of the recipe.
+        numerics: How the run would compute, and on which device.
+        optimizer: Factory of the one that the recipe names.
+        exact: Whether every block of the model is run; else four of each stack, where those in between are alike.
+
+    Raises:
+        ModelError: The model cannot be made without weights, or cannot be run without values.
+    """
+    failures: list[Exception] = []
+    for build, whole in dict.fromkeys(((on_meta, exact), (skeleton, exact), (skeleton, True), (with_weights, True))):
+        fresh = type(strategy)(strategy.options)
+        try:
+            return _trace(build, recipe, fresh, task, prepared, numerics, optimizer, exact=whole)
+        except (RecipeError, DataError):
+            raise
+        except Exception as error:  # of whatever a model or a strategy does with tensors that have no values
+            failures.append(error)
+    last = failures[-1]
+    raise last if isinstance(last, AdaptkitError) else _impossible(recipe, last) from last
+
+
+def _impossible(recipe: Recipe, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ModelError(
+        f"{recipe.strategy.name!r} on {recipe.model.name!r} cannot be planned: {reason}",
+        where="strategy",
+        fix="run it: the first thing that a run does is to try its longest batch",
+    )
+
+
+def _trace(
+    build: Builder,
+    recipe: Recipe,
+    strategy: Strategy[Any],
+    task: Task[Any],
+    prepared: Preparation,
+    numerics: Numerics,
+    optimizer: OptimizerFactory,
+    *,
+    exact: bool,
+) -> MemoryPlan:
+    settings = recipe.training
+    steps = total_steps(len(prepared.train), settings)
+    adapted = build(recipe, strategy, task, prepared.source, numerics, steps)
+    model = adapted.model
+    trainable, total = count_parameters(model)
+    fused = fuse_as_liger(model) if numerics.device.type == "cuda" and settings.kernels == "auto" else []
+    batches = TrainingBatches(
+        prepared.train,
+        task,
+        prepared.source.tokenizer,
+        settings,
+        pack_to=adapted.max_length if settings.packing else None,
+    )
+    step, index = batches.longest(steps)
+    passes = batches.at(step)
+    strategy.before_step(model, 0)
+    cached = settings.cache_frozen_features and strategy.frozen_features(model) is not None
+    rehearsal = Rehearsal(
+        model,
+        [] if exact else shorten(model),
+        numerics,
+        vocabulary=prepared.source.vocab_size,
+        on_host=_on_host(model, recipe, numerics),
+        fused=fused,
+    )
+    make = partial(make_optimizer, model, strategy, settings, optimizer)
+    moments = {}
+    states = rehearsal.optimizer_step(make, settings.max_grad_norm)
+    if not settings.optimizer_in_backward:
+        moments["the optimizer's step"] = states
+    if settings.optimizer_in_backward or len(passes) == 1:
+        rehearsal.drop_gradients()
+    if cached:
+        moments["caching frozen features"] = rehearsal.inference_pass(task.loss, passes[index])
+    else:
+        moments["forward and backward"] = rehearsal.training_pass(
+            task, passes[index], keeps_gradients=not settings.optimizer_in_backward
+        )
+    rehearsal.drop_gradients()
+    if prepared.evaluation:
+        rows = _evaluation_rows(task, prepared, settings.pass_tokens)
+        batch = collate(task, rows, prepared.source.tokenizer)
+        moments["evaluation"] = rehearsal.inference_pass(task.loss, batch)
+        if task.capabilities.generates:
+            moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
+    moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
+    parts[WORKSPACE] += library_workspace(numerics.device)
+    return MemoryPlan(
+        parts={part: parts[part] for part in PARTS},
+        moment=moment,
+        context=context_bytes(numerics.device),
+        shape=tuple(passes[index]["input_ids"].shape),
+        precision=numerics.precision,
+        trainable=trainable,
+        total=total,
+    )
+
+
+def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:
+    """Returns the parameters that wait in the host's memory."""
+    if "embeddings" not in recipe.training.offload or numerics.device.type == "cpu":
+        return []
+    return list(frozen_tables(model))
+
+
+def _writing(
+    evaluation: Parts, task: Task[Any], prepared: Preparation, batch: Mapping[str, Tensor], numerics: Numerics
+) -> Parts:
+    """Returns what there is when the last token of a batch of texts is written: weights, cache and logits."""
+    rows, length = batch["input_ids"].shape
+    targets = (sum(label != IGNORE_INDEX for label in row.get("labels", ())) for row in prepared.train)
+    tokens = tokens_of(task.options, rows, length, max(targets, default=0))
+    dtype = torch.bfloat16 if numerics.bf16 else torch.float32
+    logits = 2 * 4 * rows * (prepared.source.vocab_size or 0)  # in fp32, before and behind the processors
+    written = {ACTIVATIONS: cache_bytes(prepared.source.config, tokens, dtype), LOGITS: logits, WORKSPACE: 0}
+    return Parts({**evaluation, **written})
+
+
+def _evaluation_rows(task: Task[Any], prepared: Preparation, tokens: int) -> list[Features]:
+    """Returns the rows of the longest batch of an evaluation."""
+    lengths = [task.length(row) for row in prepared.evaluation]
+    return [
+        task.vary(prepared.evaluation[index], random.Random(f"evaluation/{index}"))
+        for index in evaluation_batches(lengths, tokens)[0]
+    ]

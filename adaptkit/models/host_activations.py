@@ -1,0 +1,133 @@
+"""Activations that wait in the host's memory until the backward pass asks for them.
+
+On CUDA they leave and come back on a stream of their own, beside the computation; what comes back next is fetched while
+the block behind it goes backward.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+MIN_BYTES = 2**20
+IN_FLIGHT = 2  # copies to the host that may be under way while the computation goes on
+
+
+class HostActivations:
+    """Keeps chosen activations in the host's memory."""
+
+    def __init__(self) -> None:
+        self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._stream: torch.cuda.Stream | None = None
+        self._last: weakref.ref[Away] | None = None
+        # Page-locked memory is slow to get, and cannot be got at all while a CUDA graph is recorded.
+        self._buffers: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def saving(self, states: Tensor) -> saved_tensors_hooks:
+        """Returns a context in which autograd, where it saves ``states``, saves a copy in the host's memory.
+
+        Whatever else it saves stays as it is: it may be shared by all blocks (a mask, an encoder's output). So does
+        what is small.
+        """
+        chosen = weakref.ref(states)  # a hook lives as long as the graph, and must not keep the tensor
+
+        def leave(tensor: Tensor) -> Any:
+            return self._leave(tensor) if tensor is chosen() and tensor.nbytes >= MIN_BYTES else tensor
+
+        return saved_tensors_hooks(leave, _come_back)
+
+    def _leave(self, tensor: Tensor) -> Away:
+        away = Away(self, tensor, self._last)
+        self._last = weakref.ref(away)
+        return away
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """Returns a copy in the host's memory; on CUDA it is complete when `stream` is."""
+        if tensor.device.type != "cuda":
+            return tensor.to("cpu", copy=True)
+        here, side = torch.cuda.current_stream(tensor.device), self.stream(tensor.device)
+        free = self._buffers.setdefault((tensor.shape, tensor.dtype), [])
+        host = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            host.copy_(tensor, non_blocking=True)
+        # Whoever gets the memory of the tensor next must not write into it before it is copied.
+        self._leaving.append((side.record_event(), tensor))
+        while len(self._leaving) > IN_FLIGHT:
+            self._let_go(here)
+        return host
+
+    def take_back(self, host: Tensor) -> None:
+        """Takes a buffer that is no longer needed; whatever is copied later is copied on the same stream."""
+        if host.is_pinned():
+            self._buffers[host.shape, host.dtype].append(host)
+
+    def all_gone(self, device: torch.device) -> None:
+        """Lets go of the tensors that are still being copied; the computation waits for the copies."""
+        while self._leaving:
+            self._let_go(torch.cuda.current_stream(device))
+
+    def _let_go(self, here: torch.cuda.Stream) -> None:
+        copied, _ = self._leaving.popleft()
+        here.wait_event(copied)
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """Returns the stream of the copies."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self._stream
+
+
+class Away:
+    """A tensor in the host's memory.
+
+    Args:
+        owner: Copies it.
+        tensor: As autograd would have saved it.
+        before: What left before it, which the backward pass will want after it.
+    """
+
+    def __init__(self, owner: HostActivations, tensor: Tensor, before: weakref.ref[Away] | None) -> None:
+        self._owner, self._before, self._device = owner, before, tensor.device
+        self._host = owner.to_host(tensor)
+        self._coming: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def back(self) -> Tensor:
+        """Returns the tensor on its device, and has the one that will be wanted next fetched."""
+        if self._device.type != "cuda":
+            return self._host.to(self._device)
+        self._owner.all_gone(self._device)
+        self._fetch()
+        assert self._coming is not None
+        (tensor, arrived), self._coming = self._coming, None
+        torch.cuda.current_stream(self._device).wait_event(arrived)
+        following = self._before() if self._before else None
+        if following is not None:
+            following._fetch()
+        return tensor
+
+    def _fetch(self) -> None:
+        if self._coming is not None:
+            return
+        # Memory of the computing stream: when the block is done it is free at once, without a look at the other stream.
+        tensor = torch.empty_like(self._host, device=self._device)
+        side = self._owner.stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            tensor.copy_(self._host, non_blocking=True)
+        self._coming = tensor, side.record_event()
+
+    def __del__(self) -> None:
+        if self._coming is not None:  # fetched for a backward pass that broke off
+            torch.cuda.current_stream(self._device).wait_event(self._coming[1])
+        if self._device.type == "cuda":
+            self._owner.take_back(self._host)
+
+
+def _come_back(saved: Any) -> Tensor:
+    return saved.back() if isinstance(saved, Away) else saved

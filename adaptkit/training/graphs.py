@@ -1,0 +1,192 @@
+"""Passes that are recorded once and played back (CUDA graphs, https://pytorch.org/docs/stable/notes/cuda.html).
+
+A fast GPU is done with a pass of a few thousand tokens before Python has asked for all of its thousands of kernels. A
+pass whose shape has come a few times is therefore recorded: forward, loss and backward. Played back it does the same
+operations on the same addresses, without Python.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit.models.recomputation import draws_at_random
+from adaptkit.strategy import Strategy
+from adaptkit.training.in_backward import InBackward
+
+if TYPE_CHECKING:
+    from adaptkit.training.loop import Job
+
+Batch: TypeAlias = Mapping[str, Tensor]
+Key: TypeAlias = tuple[Any, ...]
+Pass: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+PASSES_BEFORE = 3  # of a shape: they compile kernels, and a shape that hardly comes again is not worth a recording
+MOST = 4  # recordings; each holds the gradients of all that trains
+SHARE = 0.25  # of the parameters that may train: a recording has a gradient of its own for each
+MASK, POSITIONS = "attention_mask", "position_ids"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A pass that can be played back.
+
+    Attributes:
+        graph: What is done.
+        inputs: Where it reads the batch.
+        count: Where it reads what the loss is divided by, a scalar.
+        loss: Where it leaves the loss, a scalar.
+        gradients: Where it leaves the gradient of each parameter.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    count: Tensor
+    loss: Tensor
+    gradients: dict[nn.Parameter, Tensor]
+
+    def play(self, batch: Batch, count: float) -> Tensor:
+        """Takes a batch through the pass, adds to the gradients, and returns the loss."""
+        for name, place in self.inputs.items():
+            place.copy_(batch[name], non_blocking=True)
+        self.count.fill_(count)
+        earlier = {parameter: parameter.grad for parameter in self.gradients if parameter.grad is not None}
+        for parameter, gradient in earlier.items():
+            if gradient is self.gradients[parameter]:  # The pass is about to write over it.
+                earlier[parameter] = gradient.clone()
+        self.graph.replay()
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = earlier[parameter].add_(gradient) if parameter in earlier else gradient
+        return self.loss.clone()
+
+
+class Recorder:
+    """Takes batches through passes, from the third of a shape on through a recorded one.
+
+    Args:
+        parameters: What trains.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._seen: Counter[Key] = Counter()
+        self._recordings: dict[Key, Recording] = {}
+        self._pool: Any = None
+        self.why_not: str | None = None
+
+    def run(self, batch: Batch, count: float, passes: int, take: Pass) -> Tensor | None:
+        """Returns the loss of a batch, its gradient accumulated; None: the pass is not recorded, take it yourself.
+
+        Args:
+            batch: On the host, page-locked.
+            count: What the loss is divided by.
+            passes: Of the step, by which other losses are divided.
+            take: Takes a batch on the device through the pass, the count a scalar there.
+        """
+        batch = without_idle_mask(batch)
+        key = (passes, *((name, *tensor.shape) for name, tensor in sorted(batch.items())))
+        self._seen[key] += 1
+        if key not in self._recordings and (
+            self.why_not is not None or self._seen[key] <= PASSES_BEFORE or len(self._recordings) == MOST
+        ):
+            return None
+        if key not in self._recordings and not self._record(key, batch, count, take):
+            return None
+        return self._recordings[key].play(batch, count)
+
+    def stop(self) -> bool:
+        """Drops what is recorded, with its memory, for good; False: there was nothing."""
+        had_any = bool(self._recordings)
+        self._recordings.clear()
+        self._pool, self.why_not = None, self.why_not or "the memory was needed"
+        return had_any
+
+    def _record(self, key: Key, batch: Batch, count: float, take: Pass) -> bool:
+        device = self._parameters[0].device
+        inputs = {name: tensor.to(device, copy=True) for name, tensor in batch.items()}
+        divisor = torch.tensor(count, dtype=torch.float32, device=device)
+        aside = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        torch.cuda.synchronize(device)
+        gc.collect()
+        torch.cuda.empty_cache()  # A recording has memory of its own; what passes have used so far is idle from now on.
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            with _single_rows(batch), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = take(inputs, divisor)
+            gradients = {p: p.grad for p in self._parameters if p.grad is not None}
+        except RuntimeError as error:
+            self.why_not = str(error).strip().partition("\n")[0]
+            return False
+        finally:
+            for parameter, gradient in zip(self._parameters, aside, strict=True):
+                parameter.grad = gradient
+        self._recordings[key] = Recording(graph, inputs, divisor, loss, gradients)
+        return True
+
+
+def without_idle_mask(batch: Batch) -> Batch:
+    """Leaves an attention mask out that masks nothing: models then need no mask at all."""
+    if MASK in batch and bool(batch[MASK].all()):
+        return {name: tensor for name, tensor in batch.items() if name != MASK}
+    return batch
+
+
+@contextmanager
+def _single_rows(batch: Batch) -> Iterator[None]:
+    """Says to transformers, where it is so, that each sequence of a batch is one row without padding.
+
+    Otherwise it would look into masks and positions. While a pass is recorded it cannot look, and makes a mask for the
+    worst case, with which attention takes several times as long.
+    """
+    from transformers import masking_utils
+
+    answers = {"find_packed_sequence_indices": None, "is_tracing": False}
+    plain = {name: getattr(masking_utils, name) for name in answers if hasattr(masking_utils, name)}
+    if MASK in batch or POSITIONS in batch or len(plain) < len(answers):
+        yield
+        return
+    try:
+        for name, answer in answers.items():
+            setattr(masking_utils, name, partial(_say, answer))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(masking_utils, name, function)
+
+
+def _say(answer: Any, *_: Any, **__: Any) -> Any:
+    return answer
+
+
+def recorder(job: Job) -> Recorder | None:
+    """Returns a recorder for a job whose passes can be played back; None: they cannot.
+
+    They cannot where there is no CUDA, random numbers are drawn, the strategy or the optimizer acts within a step, or
+    so much trains that a second copy of the gradients would be felt.
+    """
+    trainable = list(job.trainable().values())
+    total = sum(parameter.numel() for parameter in job.model.parameters())
+    acts = any(
+        getattr(type(job.strategy), name) is not getattr(Strategy, name)
+        for name in ("before_step", "after_step", "extra_loss")
+    )
+    if (
+        job.numerics.device.type != "cuda"
+        or acts
+        or isinstance(job.optimizer, InBackward)
+        or sum(parameter.numel() for parameter in trainable) > SHARE * total
+        or draws_at_random(job.model)
+    ):
+        return None
+    return Recorder(trainable)

@@ -1,0 +1,1 @@
+"""Models of real shapes with random weights on one GPU: tokens a second and peak memory, beside other tools."""
