@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from adaptkit.models.kernels import (
     modelling_files,
     same_on_random_numbers,
 )
+from adaptkit.models.replacing import replaced
 
 SMALL = 64  # features of the modules on which it is tried whether a kernel gives the same
 
@@ -42,7 +42,7 @@ def rotations(sources: list[ModuleType]) -> Iterator[None]:
     """The context in which rotary positions are computed in place."""
     with ExitStack() as stack:
         for source in sources:
-            stack.enter_context(patch.object(source, ROTARY, _rotate))
+            stack.enter_context(replaced(source, **{ROTARY: _rotate}))
         yield
 
 

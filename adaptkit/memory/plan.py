@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from adaptkit.models.precision import Numerics
-    from adaptkit.recipe import Precision, Recipe
+    from adaptkit.recipe import Precision, Recipe, TrainingSpec
     from adaptkit.strategy import Strategy
     from adaptkit.task import Features, Task
     from adaptkit.training.preparation import Preparation
@@ -139,14 +139,8 @@ def _trace(
     adapted = build(recipe, strategy, task, prepared.source, numerics, steps)
     model = adapted.model
     trainable, total = count_parameters(model)
-    fused = fuse_as_liger(model) if numerics.device.type == "cuda" and settings.kernels == "auto" else []
-    batches = TrainingBatches(
-        prepared.train,
-        task,
-        prepared.source.tokenizer,
-        settings,
-        pack_to=adapted.max_length if settings.packing else None,
-    )
+    pack_to = adapted.max_length if settings.packing else None
+    batches = TrainingBatches(prepared.train, task, prepared.source.tokenizer, settings, pack_to=pack_to)
     step, index = batches.longest(steps)
     passes = batches.at(step)
     strategy.before_step(model, 0)
@@ -157,28 +151,12 @@ def _trace(
         numerics,
         vocabulary=prepared.source.vocab_size,
         on_host=_on_host(model, recipe, numerics),
-        fused=fused,
+        fused=fuse_as_liger(model) if numerics.device.type == "cuda" and settings.kernels == "auto" else (),
     )
     make = partial(make_optimizer, model, strategy, settings, optimizer)
-    moments = {}
-    states = rehearsal.optimizer_step(make, settings.max_grad_norm)
-    if not settings.optimizer_in_backward:
-        moments["the optimizer's step"] = states
-    if settings.optimizer_in_backward or len(passes) == 1:
-        rehearsal.drop_gradients()
-    if cached:
-        moments["caching frozen features"] = rehearsal.inference_pass(task.loss, passes[index])
-    else:
-        moments["forward and backward"] = rehearsal.training_pass(
-            task, passes[index], keeps_gradients=not settings.optimizer_in_backward
-        )
-    rehearsal.drop_gradients()
+    moments = _training(rehearsal, settings, task, make, passes, index, cached=cached)
     if prepared.evaluation:
-        rows = _evaluation_rows(task, prepared, settings.pass_tokens)
-        batch = collate(task, rows, prepared.source.tokenizer)
-        moments["evaluation"] = rehearsal.inference_pass(task.loss, batch)
-        if task.capabilities.generates:
-            moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
+        moments |= _evaluation(rehearsal, task, prepared, settings.pass_tokens, numerics)
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
     parts[WORKSPACE] += library_workspace(numerics.device)
     return MemoryPlan(
@@ -190,6 +168,53 @@ def _trace(
         trainable=trainable,
         total=total,
     )
+
+
+def _training(
+    rehearsal: Rehearsal,
+    settings: TrainingSpec,
+    task: Task[Any],
+    make: Callable[[], Optimizer],
+    passes: Sequence[Mapping[str, Tensor]],
+    index: int,
+    *,
+    cached: bool,
+) -> dict[str, Parts]:
+    """Returns what there is at the peak of the optimizer's step and of the longest pass of its step.
+
+    Args:
+        rehearsal: Is at its beginning; no gradients stay.
+        settings: Of the recipe.
+        task: Gives the loss.
+        make: The optimizer.
+        passes: Of the step.
+        index: The longest of them.
+        cached: Whether the frozen part runs once beforehand.
+    """
+    moments = {}
+    states = rehearsal.optimizer_step(make, settings.max_grad_norm)
+    if not settings.optimizer_in_backward:
+        moments["the optimizer's step"] = states
+    if settings.optimizer_in_backward or len(passes) == 1:
+        rehearsal.drop_gradients()
+    if cached:
+        moments["caching frozen features"] = rehearsal.inference_pass(task.loss, passes[index])
+    else:
+        keeps = not settings.optimizer_in_backward
+        moments["forward and backward"] = rehearsal.training_pass(task, passes[index], keeps_gradients=keeps)
+    rehearsal.drop_gradients()
+    return moments
+
+
+def _evaluation(
+    rehearsal: Rehearsal, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics
+) -> dict[str, Parts]:
+    """Returns what there is at the peak of the longest evaluation batch, and of the texts that are written for it."""
+    batch = collate(task, _evaluation_rows(task, prepared, tokens), prepared.source.tokenizer)
+    moments = {"evaluation": rehearsal.inference_pass(task.loss, batch)}
+    if task.capabilities.generates:
+        moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
+    return moments
 
 
 def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:

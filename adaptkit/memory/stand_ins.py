@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from adaptkit.models.replacing import replaced
 
 # Autocast on CUDA computes these in fp32, on the CPU in the dtype of their input:
 # https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32
@@ -38,13 +39,13 @@ def kernels_of(device: torch.device, *, emulated: bool) -> Iterator[None]:
         return
     with ExitStack() as stack:
         # Autocast asks the driver, which there need not be.
-        stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True))
-        stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        stack.enter_context(replaced(torch.cuda, is_bf16_supported=lambda *args, **kwargs: True))
+        stack.enter_context(replaced(torch.cuda.amp.common, amp_definitely_not_available=lambda: False))
         attention = partial(_attention, "cpu" if emulated else "cuda")
-        stack.enter_context(patch.object(functional, "scaled_dot_product_attention", attention))
+        stack.enter_context(replaced(functional, scaled_dot_product_attention=attention))
         for owner, names in IN_FP32 if emulated else ():
             for name in names:
-                stack.enter_context(patch.object(owner, name, _in_fp32(getattr(owner, name))))
+                stack.enter_context(replaced(owner, **{name: _in_fp32(getattr(owner, name))}))
         yield
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.models.recomputation import draws_at_random
+from adaptkit.models.replacing import replaced
 from adaptkit.strategy import Strategy
 from adaptkit.training.in_backward import InBackward
 
@@ -152,17 +153,11 @@ def _single_rows(batch: Batch) -> Iterator[None]:
     from transformers import masking_utils
 
     answers = {"find_packed_sequence_indices": None, "is_tracing": False}
-    plain = {name: getattr(masking_utils, name) for name in answers if hasattr(masking_utils, name)}
-    if MASK in batch or POSITIONS in batch or len(plain) < len(answers):
+    if MASK in batch or POSITIONS in batch or not all(hasattr(masking_utils, name) for name in answers):
         yield
         return
-    try:
-        for name, answer in answers.items():
-            setattr(masking_utils, name, partial(_say, answer))
+    with replaced(masking_utils, **{name: partial(_say, answer) for name, answer in answers.items()}):
         yield
-    finally:
-        for name, function in plain.items():
-            setattr(masking_utils, name, function)
 
 
 def _say(answer: Any, *_: Any, **__: Any) -> Any:

@@ -60,19 +60,9 @@ def make_job(
     check_saves_what_trains(model, strategy)
     optimizer = make_optimizer(model, strategy, settings, optimizer_factory)
     steps = total_steps(len(features), settings)
-    accelerator = Accelerator(mixed_precision="no", cpu=adapted.numerics.device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"{accelerator.num_processes} processes were started, but a run is one process on one device",
-            fix="start it with `adaptkit run`, without a launcher",
-        )
-    batches = TrainingBatches(
-        features,
-        task,
-        adapted.base.tokenizer,
-        settings,
-        pack_to=adapted.max_length if settings.packing else None,
-    )
+    accelerator = _one_process(adapted.numerics.device)
+    pack_to = adapted.max_length if settings.packing else None
+    batches = TrainingBatches(features, task, adapted.base.tokenizer, settings, pack_to=pack_to)
     prepared: torch.optim.Optimizer
     if settings.optimizer_in_backward:
         check_single_pass(batches, steps)
@@ -96,6 +86,21 @@ def make_job(
     if settings.cuda_graphs == "auto":
         job.recorder = recorder(job)
     return job
+
+
+def _one_process(device: torch.device) -> Accelerator:
+    """Returns what stands between the loop and the device.
+
+    Raises:
+        TrainingError: There are several processes.
+    """
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            f"{accelerator.num_processes} processes were started, but a run is one process on one device",
+            fix="start it with `adaptkit run`, without a launcher",
+        )
+    return accelerator
 
 
 def make_optimizer(
