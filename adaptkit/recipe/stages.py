@@ -66,6 +66,9 @@ def _problems(document: Document, index: int, stage: Any) -> list[Problem]:
     problems = []
     if stage.get("strategy") is None:
         problems.append(Problem(f"stages[{index}] names no strategy", where, fix="add strategy: NAME to it"))
+    if _strategy_name(stage) == "auto":
+        fix = "name it; `adaptkit plan RECIPE --all-strategies` shows which fit"
+        problems.append(Problem(f"stages[{index}] leaves its strategy open", where, "the name of a strategy", fix))
     for path in _changed(stage):
         if not _may_change(path):
             name = ".".join(path)
@@ -78,6 +81,11 @@ def _problems(document: Document, index: int, stage: Any) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _strategy_name(stage: Mapping[str, Any]) -> Any:
+    strategy = stage.get("strategy")
+    return strategy.get("name") if isinstance(strategy, dict) else strategy
 
 
 def _changed(stage: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -86,6 +86,7 @@ def test_a_recipe_without_stages_is_written_as_before(path: Path) -> None:
         ("data: {max", "task: sft\n    data: {max", ":15:5", "a stage cannot change task"),
         ("data: {max", "trainin: 1\n    data: {max", ":15:5", "a stage cannot change trainin"),
         ("{strategy: full, ", "{", ":9:5", "stages[0] names no strategy"),
+        ("{strategy: full, ", "{strategy: auto, ", ":9:5", "stages[0] leaves its strategy open"),
         ("{strategy: full, training: {epochs: 1}}", "full", ":9:5", "stages[0] is no section with keys"),
         ("output:", "strategy: lora\noutput:", ":16:1", "a recipe with stages has no strategy of its own"),
     ],
