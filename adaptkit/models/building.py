@@ -12,6 +12,7 @@ from torch import nn
 from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
 from adaptkit.models.compatibility import check_compatibility
+from adaptkit.models.host_activations import HostActivations
 from adaptkit.models.host_embeddings import move_to_host
 from adaptkit.models.kept_head import fill_head
 from adaptkit.models.kernels import fuse, liger_kernels
@@ -160,16 +161,17 @@ def build_model(
         model = model.to(numerics.device)
         if recipe.training.kernels == "auto" and numerics.device.type == "cuda" and (kernels := liger_kernels()):
             fuse(model, kernels)
-    notes = _save_memory(model, recipe.training)
+    notes = _save_memory(model, recipe.training, numerics.device)
     length = max_length(recipe, source, strategy.extra_positions())
     trainable, total = count_parameters(model)
     return AdaptedModel(model, base, numerics, length, context, trainable, total, source, notes)
 
 
-def _save_memory(model: nn.Module, settings: TrainingSpec) -> tuple[str, ...]:
+def _save_memory(model: nn.Module, settings: TrainingSpec, device: torch.device) -> tuple[str, ...]:
     """Recomputes and moves to the host what the recipe says; returns what a person should know of it."""
     offload = () if settings.offload == "auto" else settings.offload
     if settings.recomputation:
-        checkpoint_gradients(model, settings.recomputation, offload="activations" in offload)
+        host = HostActivations(device) if "activations" in offload else None
+        checkpoint_gradients(model, settings.recomputation, host=host)
     note = move_to_host(model) if "embeddings" in offload else None
     return (note,) if note else ()

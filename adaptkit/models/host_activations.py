@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from adaptkit.models.label_places import has_no_values
+
 MIN_BYTES = 2**20
 IN_FLIGHT = 2  # copies to the host that may be under way while the computation goes on
 
 
 class HostActivations:
-    """Keeps chosen activations in the host's memory."""
+    """Keeps chosen activations in the host's memory.
 
-    def __init__(self) -> None:
+    Args:
+        device: On which the run computes; a plan for a GPU may be made without one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Away] | None = None
@@ -37,7 +44,10 @@ class HostActivations:
         chosen = weakref.ref(states)  # a hook lives as long as the graph, and must not keep the tensor
 
         def leave(tensor: Tensor) -> Any:
-            return self._leave(tensor) if tensor is chosen() and tensor.nbytes >= MIN_BYTES else tensor
+            if tensor is not chosen() or tensor.nbytes < MIN_BYTES:
+                return tensor
+            is_planned = self._device.type == "cuda" and has_no_values(tensor)
+            return Gone(tensor) if is_planned else self._leave(tensor)
 
         return saved_tensors_hooks(leave, _come_back)
 
@@ -129,5 +139,16 @@ class Away:
             self._owner.take_back(self._host)
 
 
+class Gone:
+    """In a plan, a tensor in the host's memory: there is only its shape until it is wanted back."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
+
+    def back(self) -> Tensor:
+        """Returns one like it."""
+        return torch.empty(self._shape, dtype=self._dtype, device=self._device)
+
+
 def _come_back(saved: Any) -> Tensor:
-    return saved.back() if isinstance(saved, Away) else saved
+    return saved.back() if isinstance(saved, Away | Gone) else saved

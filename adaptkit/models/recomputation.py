@@ -35,7 +35,7 @@ _ATTENTION = (
 )
 
 
-def checkpoint_gradients(model: nn.Module, recomputed: Recomputed, *, offload: bool = False) -> None:
+def checkpoint_gradients(model: nn.Module, recomputed: Recomputed, *, host: HostActivations | None = None) -> None:
     """Lets the blocks of a transformers model recompute their activations in the backward pass.
 
     The model's own `gradient_checkpointing_enable` would also make the embeddings ask for a gradient, which sends the
@@ -44,7 +44,7 @@ def checkpoint_gradients(model: nn.Module, recomputed: Recomputed, *, offload: b
     Args:
         model: The adapted model.
         recomputed: ``whole``: all but the blocks' inputs; ``selective``: all but those and the outputs of attention.
-        offload: Whether the blocks' inputs wait in the host's memory.
+        host: Keeps the blocks' inputs meanwhile; None: they stay where they are.
 
     Raises:
         ModelError: The model has no blocks that can do it.
@@ -53,7 +53,7 @@ def checkpoint_gradients(model: nn.Module, recomputed: Recomputed, *, offload: b
 
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
-            block_runner = BlockRunner(recomputed, HostActivations() if offload else None, draws=draws_at_random(model))
+            block_runner = BlockRunner(recomputed, host, draws=draws_at_random(model))
             module._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=block_runner)
             return
     raise ModelError(

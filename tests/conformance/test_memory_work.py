@@ -200,7 +200,7 @@ def test_inputs_of_blocks_leave_and_nothing_else_holds_them(monkeypatch: pytest.
 
 def test_small_activations_stay() -> None:
     states = torch.ones(4, requires_grad=True) * 2
-    with HostActivations().saving(states):
+    with HostActivations(states.device).saving(states):
         product = states.square()
     assert product.grad_fn._saved_self is not None  # type: ignore[union-attr]
     assert isinstance(product.grad_fn._raw_saved_self.data, Tensor)  # type: ignore[union-attr]
@@ -260,7 +260,7 @@ def test_on_a_gpu_inputs_of_blocks_take_no_memory_between_the_passes() -> None:
 
         torch.manual_seed(0)
         blocks = [torch.nn.Sequential(torch.nn.Linear(1024, 1024), torch.nn.Tanh()).cuda() for _ in range(layers)]
-        run = BlockRunner("whole", HostActivations() if offload else None, draws=False)
+        run = BlockRunner("whole", HostActivations(torch.device("cuda")) if offload else None, draws=False)
         for _ in range(3):
             torch.cuda.reset_peak_memory_stats()
             states = torch.ones(shape, device="cuda") / 8

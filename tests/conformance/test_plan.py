@@ -211,3 +211,18 @@ def test_only_what_gives_the_same_is_planned_as_fused() -> None:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         counts[kind] = fuse_modules(model, fused.STAND_INS, fused._same_when_small)
     assert counts == {"llama": 2 * 2 + 1 + 2, "gemma2": 0}
+
+
+def test_a_plan_for_a_gpu_leaves_out_what_waits_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.memory.auto import without_auto
+    from adaptkit.models import host_activations
+
+    monkeypatch.setattr(host_activations, "MIN_BYTES", 1)
+    held = {}
+    for gpu in (True, False):
+        for offload in ([], ["activations"]):
+            settings = {"gradient_checkpointing": True, "offload": offload, "learning_rate": 1e-3}
+            recipe = without_auto(make_recipe("llama", "lora", **settings))
+            held[gpu, bool(offload)] = planner(recipe, 2**33, gpu=gpu).plan(recipe).parts["activations"]
+    assert held[True, True] < held[True, False]
+    assert held[False, True] == held[False, False]  # a CPU's memory is the host's
