@@ -6,8 +6,9 @@ Where all is on the meta device, what a strategy makes takes neither time nor me
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -27,69 +28,61 @@ if TYPE_CHECKING:
 SMALL = 2**28
 
 
-class Builder(Protocol):
-    """Builds an adapted model."""
+@dataclass(frozen=True)
+class Blueprint:
+    """What an adapted model is built from, as by `build_model`.
 
-    def __call__(
-        self,
-        recipe: Recipe,
-        strategy: Strategy[Any],
-        task: Task[Any],
-        source: ModelSource,
-        numerics: Numerics,
-        total_steps: int,
-    ) -> AdaptedModel:
-        """Returns the model of a recipe, of so many steps."""
-        ...
+    Attributes:
+        recipe: Names the base's precision.
+        strategy: Adapts.
+        task: Has been prepared.
+        source: Of the base.
+        numerics: How it would compute, and on which device.
+        total_steps: Of the run.
+    """
+
+    recipe: Recipe
+    strategy: Strategy[Any]
+    task: Task[Any]
+    source: ModelSource
+    numerics: Numerics
+    total_steps: int
+
+    def build(self, source: ModelSource, numerics: Numerics) -> AdaptedModel:
+        """Builds the model from another source, for other numerics."""
+        return build_model(
+            self.recipe, self.strategy, self.task, source, total_steps=self.total_steps, numerics=numerics
+        )
 
 
-def on_meta(
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    task: Task[Any],
-    source: ModelSource,
-    numerics: Numerics,
-    total_steps: int,
-) -> AdaptedModel:
+Builder: TypeAlias = Callable[[Blueprint], AdaptedModel]
+
+
+def on_meta(blueprint: Blueprint) -> AdaptedModel:
     """Builds everything on the meta device."""
     with torch.device("meta"):
-        return skeleton(recipe, strategy, task, source, numerics, total_steps)
+        return skeleton(blueprint)
 
 
-def skeleton(
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    task: Task[Any],
-    source: ModelSource,
-    numerics: Numerics,
-    total_steps: int,
-) -> AdaptedModel:
+def skeleton(blueprint: Blueprint) -> AdaptedModel:
     """Builds the base on the meta device; the strategy makes what it makes."""
-    bones = without_weights(source)
-    return build_model(recipe, strategy, task, bones, total_steps=total_steps, numerics=numerics)
+    return blueprint.build(without_weights(blueprint.source), blueprint.numerics)
 
 
-def with_weights(
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    task: Task[Any],
-    source: ModelSource,
-    numerics: Numerics,
-    total_steps: int,
-) -> AdaptedModel:
+def with_weights(blueprint: Blueprint) -> AdaptedModel:
     """Builds a small base with random weights on the CPU.
 
     Raises:
         ModelError: It is not small.
     """
+    source = blueprint.source
     bare: Any = meta_model(source.config, source.spec)
     if bare.num_parameters() > SMALL:
         raise ModelError(
-            f"{strategy.name!r} needs the weights of the base to be planned, and {source.spec.name!r} is too large to "
-            "make some",
+            f"{blueprint.strategy.name!r} needs the weights of the base to be planned, and {source.spec.name!r} is too "
+            "large to make some",
             where="strategy",
             fix="run it: the first thing that a run does is to try its longest batch",
         )
     new = replace(source, spec=source.spec.model_copy(update={"init": "random"}))
-    here = replace(numerics, device=torch.device("cpu"))
-    return build_model(recipe, strategy, task, new, total_steps=total_steps, numerics=here)
+    return blueprint.build(new, replace(blueprint.numerics, device=torch.device("cpu")))

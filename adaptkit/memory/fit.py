@@ -9,7 +9,7 @@ from typing import Any
 from adaptkit.errors import AdaptkitError
 from adaptkit.memory.plan import MemoryPlan
 from adaptkit.memory.planner import Changes, Planner
-from adaptkit.memory.rehearsal import ACTIVATIONS, LOGITS
+from adaptkit.memory.trace import ACTIVATIONS, LOGITS
 from adaptkit.memory.tracker import WORKSPACE
 from adaptkit.recipe import Recipe
 

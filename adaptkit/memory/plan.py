@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from adaptkit.data.batching import evaluation_batches
 from adaptkit.errors import AdaptkitError, DataError, ModelError, RecipeError
-from adaptkit.memory.building import Builder, on_meta, skeleton, with_weights
+from adaptkit.memory.building import Blueprint, Builder, on_meta, skeleton, with_weights
 from adaptkit.memory.device import context_bytes, library_workspace
 from adaptkit.memory.fused import fuse_as_liger
 from adaptkit.memory.generation import cache_bytes, tokens_of
-from adaptkit.memory.rehearsal import ACTIVATIONS, LOGITS, PARTS, Rehearsal
 from adaptkit.memory.stacks import shorten
+from adaptkit.memory.trace import ACTIVATIONS, LOGITS, PARTS, Trace
 from adaptkit.memory.tracker import WORKSPACE, Parts
 from adaptkit.models.host_embeddings import frozen_tables
 from adaptkit.models.layers import count_parameters
@@ -102,10 +102,12 @@ def planned_peak(
         ModelError: The model cannot be made without weights, or cannot be run without values.
     """
     failures: list[Exception] = []
+    steps = total_steps(len(prepared.train), recipe.training)
     for build, whole in dict.fromkeys(((on_meta, exact), (skeleton, exact), (skeleton, True), (with_weights, True))):
         fresh = type(strategy)(strategy.options)
+        blueprint = Blueprint(recipe, fresh, task, prepared.source, numerics, steps)
         try:
-            return _trace(build, recipe, fresh, task, prepared, numerics, optimizer, exact=whole)
+            return _plan(build, blueprint, prepared, optimizer, exact=whole)
         except (RecipeError, DataError):
             raise
         except Exception as error:  # of whatever a model or a strategy does with tensors that have no values
@@ -123,29 +125,21 @@ def _impossible(recipe: Recipe, error: Exception) -> ModelError:
     )
 
 
-def _trace(
-    build: Builder,
-    recipe: Recipe,
-    strategy: Strategy[Any],
-    task: Task[Any],
-    prepared: Preparation,
-    numerics: Numerics,
-    optimizer: OptimizerFactory,
-    *,
-    exact: bool,
+def _plan(
+    build: Builder, blueprint: Blueprint, prepared: Preparation, optimizer: OptimizerFactory, *, exact: bool
 ) -> MemoryPlan:
+    recipe, strategy, task, numerics = blueprint.recipe, blueprint.strategy, blueprint.task, blueprint.numerics
     settings = recipe.training
-    steps = total_steps(len(prepared.train), settings)
-    adapted = build(recipe, strategy, task, prepared.source, numerics, steps)
+    adapted = build(blueprint)
     model = adapted.model
     trainable, total = count_parameters(model)
     pack_to = adapted.max_length if settings.packing else None
     batches = TrainingBatches(prepared.train, task, prepared.source.tokenizer, settings, pack_to=pack_to)
-    step, index = batches.longest(steps)
+    step, index = batches.longest(blueprint.total_steps)
     passes = batches.at(step)
     strategy.before_step(model, 0)
     cached = settings.cache_frozen_features and strategy.frozen_features(model) is not None
-    rehearsal = Rehearsal(
+    trace = Trace(
         model,
         [] if exact else shorten(model),
         numerics,
@@ -154,9 +148,9 @@ def _trace(
         fused=fuse_as_liger(model) if numerics.device.type == "cuda" and settings.kernels == "auto" else (),
     )
     make = partial(make_optimizer, model, strategy, settings, optimizer)
-    moments = _training(rehearsal, settings, task, make, passes, index, cached=cached)
+    moments = _training(trace, settings, task, make, passes, index, cached=cached)
     if prepared.evaluation:
-        moments |= _evaluation(rehearsal, task, prepared, settings.pass_tokens, numerics)
+        moments |= _evaluation(trace, task, prepared, settings.pass_tokens, numerics)
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
     parts[WORKSPACE] += library_workspace(numerics.device)
     return MemoryPlan(
@@ -171,7 +165,7 @@ def _trace(
 
 
 def _training(
-    rehearsal: Rehearsal,
+    trace: Trace,
     settings: TrainingSpec,
     task: Task[Any],
     make: Callable[[], Optimizer],
@@ -183,7 +177,7 @@ def _training(
     """Returns what there is at the peak of the optimizer's step and of the longest pass of its step.
 
     Args:
-        rehearsal: Is at its beginning; no gradients stay.
+        trace: Is at its beginning; no gradients stay.
         settings: Of the recipe.
         task: Gives the loss.
         make: The optimizer.
@@ -192,26 +186,26 @@ def _training(
         cached: Whether the frozen part runs once beforehand.
     """
     moments = {}
-    states = rehearsal.optimizer_step(make, settings.max_grad_norm)
+    states = trace.optimizer_step(make, settings.max_grad_norm)
     if not settings.optimizer_in_backward:
         moments["the optimizer's step"] = states
     if settings.optimizer_in_backward or len(passes) == 1:
-        rehearsal.drop_gradients()
+        trace.drop_gradients()
     if cached:
-        moments["caching frozen features"] = rehearsal.inference_pass(task.loss, passes[index])
+        moments["caching frozen features"] = trace.inference_pass(task.loss, passes[index])
     else:
         keeps = not settings.optimizer_in_backward
-        moments["forward and backward"] = rehearsal.training_pass(task, passes[index], keeps_gradients=keeps)
-    rehearsal.drop_gradients()
+        moments["forward and backward"] = trace.training_pass(task, passes[index], keeps_gradients=keeps)
+    trace.drop_gradients()
     return moments
 
 
 def _evaluation(
-    rehearsal: Rehearsal, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics
+    trace: Trace, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics
 ) -> dict[str, Parts]:
     """Returns what there is at the peak of the longest evaluation batch, and of the texts that are written for it."""
     batch = collate(task, _evaluation_rows(task, prepared, tokens), prepared.source.tokenizer)
-    moments = {"evaluation": rehearsal.inference_pass(task.loss, batch)}
+    moments = {"evaluation": trace.inference_pass(task.loss, batch)}
     if task.capabilities.generates:
         moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
     return moments

@@ -32,7 +32,7 @@ PARTS = (BASE, ADAPTER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, WORKSPACE)
 Batch = Mapping[str, Tensor]
 
 
-class Rehearsal:
+class Trace:
     """Takes a model without values through a run.
 
     Args:
