@@ -22,6 +22,7 @@ from adaptkit.memory.stacks import shorten
 from adaptkit.memory.trace import ACTIVATIONS, LOGITS, PARTS, Trace
 from adaptkit.memory.tracker import WORKSPACE, Parts
 from adaptkit.models.host_embeddings import frozen_tables
+from adaptkit.models.host_head import HostLinear
 from adaptkit.models.layers import count_parameters
 from adaptkit.task import IGNORE_INDEX
 from adaptkit.training.batches import TrainingBatches, collate, total_steps
@@ -150,7 +151,8 @@ def _plan(
     make = partial(make_optimizer, model, strategy, settings, optimizer)
     moments = _training(trace, settings, task, make, passes, index, cached=cached)
     if prepared.evaluation:
-        moments |= _evaluation(trace, task, prepared, settings.pass_tokens, numerics)
+        visiting = _visiting_bytes(model)
+        moments |= _evaluation(trace, task, prepared, settings.pass_tokens, numerics, visiting)
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
     parts[WORKSPACE] += library_workspace(numerics.device)
     return MemoryPlan(
@@ -201,13 +203,14 @@ def _training(
 
 
 def _evaluation(
-    trace: Trace, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics
+    trace: Trace, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics, visiting: int
 ) -> dict[str, Parts]:
     """Returns what there is at the peak of the longest evaluation batch, and of the texts that are written for it."""
     batch = collate(task, _evaluation_rows(task, prepared, tokens), prepared.source.tokenizer)
     moments = {"evaluation": trace.inference_pass(task.loss, batch)}
     if task.capabilities.generates:
         moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
+        moments["writing texts"][LOGITS] += visiting
     return moments
 
 
@@ -216,6 +219,11 @@ def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:
     if "embeddings" not in recipe.training.offload or numerics.device.type == "cpu":
         return []
     return list(frozen_tables(model))
+
+
+def _visiting_bytes(model: nn.Module) -> int:
+    """Returns what an output layer that waits in the host takes on the device as long as texts are written."""
+    return sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, HostLinear))
 
 
 def _writing(

@@ -173,5 +173,5 @@ def _save_memory(model: nn.Module, settings: TrainingSpec, device: torch.device)
     if settings.recomputation:
         host = HostActivations(device) if "activations" in offload else None
         checkpoint_gradients(model, settings.recomputation, host=host)
-    note = move_to_host(model) if "embeddings" in offload else None
+    note = move_to_host(model, device) if "embeddings" in offload else None
     return (note,) if note else ()

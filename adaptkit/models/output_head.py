@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from adaptkit.models.host_head import HostLinear, Visit, visit_of
 from adaptkit.models.label_places import LabelPlaces, has_no_values
 from adaptkit.models.logit_tail import Probe, Tail, unchanged
 
@@ -23,11 +24,13 @@ class OutputHead:
         layer: The output layer; `nn.Identity` where the states are logits already.
         tail: What the model does to the logits behind it.
         vocabulary: Logits of a row.
+        visit: Keeps a layer that waits in the host's memory on the device.
     """
 
     layer: nn.Module
     tail: Tail
     vocabulary: int
+    visit: Visit | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
         """Returns logits ``(rows, vocabulary)`` for ``(rows, hidden)``, in the dtype in which the model has them."""
@@ -41,7 +44,7 @@ class OutputHead:
     @property
     def forgets_logits(self) -> bool:
         """Whether nothing but the caller looks at the logits later, so that they may be overwritten."""
-        return type(self.layer) is nn.Linear and self.tail is unchanged and not self.layer._forward_hooks
+        return type(self.layer) in (nn.Linear, HostLinear) and self.tail is unchanged and not self.layer._forward_hooks
 
 
 def run_with_head(
@@ -63,8 +66,9 @@ def run_with_head(
         States ``(labels, size)``, what makes logits of them, and the output of the model.
     """
     layer: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
+    visit = visit_of(model)
     if layer is not None and not whole and _tails.get(model, unchanged) is not None:
-        apart = _run_apart(model, layer, inputs, places)
+        apart = _run_apart(model, layer, inputs, places, visit)
         if apart is not None:
             return apart
     return _run_whole(model, layer, inputs, places)
@@ -75,7 +79,7 @@ _tails: WeakKeyDictionary[nn.Module, Tail | None] = WeakKeyDictionary()
 
 
 def _run_apart(
-    model: nn.Module, layer: nn.Module, inputs: Mapping[str, Any], places: LabelPlaces
+    model: nn.Module, layer: nn.Module, inputs: Mapping[str, Any], places: LabelPlaces, visit: Visit | None
 ) -> tuple[Tensor, OutputHead, Any] | None:
     """Runs a model with one row of logits; None: it does with logits what is not known, and is to run once more."""
     tap, tail = _Tap(places), _tails.get(model)
@@ -91,7 +95,7 @@ def _run_apart(
             undo()
     if tail is None or tap.states is None:
         return None
-    return tap.states, OutputHead(layer, tail, output.logits.shape[-1]), output
+    return tap.states, OutputHead(layer, tail, output.logits.shape[-1], visit), output
 
 
 def _run_whole(

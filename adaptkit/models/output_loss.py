@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from adaptkit.models.output_head import OutputHead
 
 LOGITS_BYTES = 256 * 2**20
+WIDENED_BYTES = 32 * 2**20  # of fp32 numbers that 16-bit logits become at the same time
 FULL_TILE = 128  # rows of a matrix product; with fewer a GPU is not busy
 
 
@@ -119,16 +120,26 @@ def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
 def _cross_entropy(logits: Tensor, labels: Tensor, *, overwrite: bool) -> tuple[Tensor, Tensor]:
     """Returns the summed loss and its gradient in the dtype of the logits ``(rows, vocabulary)``; sums are in fp32.
 
-    At most 6 bytes a 16-bit logit exist at once, 4 a 32-bit one, if the logits may be overwritten; else 8.
+    If the logits may be overwritten, nothing else as large exists; else their gradient does. 16-bit logits become fp32
+    numbers a few rows at a time.
     """
-    highest = logits.amax(dim=-1, keepdim=True).float()
     is_whole = logits.dtype == torch.promote_types(logits.dtype, torch.float32)
-    shifted = torch.sub(logits, highest, out=logits if overwrite and is_whole else None)
+    gradient = logits if overwrite else torch.empty_like(logits)
+    rows = len(logits) if is_whole else max(WIDENED_BYTES // (4 * logits.shape[-1]), 1)
+    parts = _parts(logits, rows)
+    losses = [_write_gradient(logits[part], labels[part], gradient[part]) for part in parts]
+    return torch.stack(losses).sum(), gradient
+
+
+def _write_gradient(logits: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
+    """Writes the gradient of a few rows, in place of their logits or beside them, and returns their summed loss."""
+    is_whole = logits.dtype == torch.promote_types(logits.dtype, torch.float32)
+    highest = logits.amax(dim=-1, keepdim=True).float()
+    shifted = torch.sub(logits, highest, out=gradient if is_whole else None)
     place = labels.unsqueeze(-1)
     own = shifted.gather(-1, place)
     total = shifted.exp_().sum(dim=-1, keepdim=True)
-    gradient = shifted if is_whole else logits if overwrite else torch.empty_like(logits)
     torch.div(shifted, total, out=gradient)
     # By itself, because a probability close to 1 minus 1 is nothing in 16 bits.
     gradient.scatter_(-1, place, (own.exp() / total - 1).to(gradient.dtype))
-    return (total.log() - own).sum(), gradient
+    return (total.log() - own).sum()

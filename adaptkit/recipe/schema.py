@@ -262,8 +262,8 @@ class TrainingSpec(Options):
     )
     offload: list[Literal["embeddings", "activations"]] | Auto = Field(
         "auto",
-        description="What waits in the host's memory while the GPU does not need it: frozen input embeddings, "
-        "activations that the backward pass needs. auto: only where the run would not fit the GPU without.",
+        description="What waits in the host's memory while the GPU does not need it: frozen embeddings of input and "
+        "output, activations that the backward pass needs. auto: only where the run would not fit the GPU without.",
     )
     optimizer_in_backward: bool = Field(
         False,

@@ -66,6 +66,8 @@ def generate(
     Returns:
         The new token ids of each row, up to the first token that ends it.
     """
+    from adaptkit.models.host_head import visit_of
+
     subject: Any = model
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     if kind == "causal":
@@ -76,9 +78,11 @@ def generate(
     settings = _search(max_new_tokens, num_beams, sorted(ends), tokenizer.pad_token_id)
     # While it writes with a cache, a mixture of experts cannot compute the load of its experts.
     routers = {"output_router_logits": False} if getattr(subject.config, "output_router_logits", False) else {}
+    visit = visit_of(subject)  # else an output layer that waits in the host's memory would come for every token
     written = subject.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **routers
     )
+    del visit
     new = written[:, input_ids.shape[1] if kind == "causal" else 1 :].tolist()
     return [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in new]
 

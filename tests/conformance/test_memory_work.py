@@ -35,6 +35,7 @@ DROPOUT: Mapping[str, dict[str, float]] = {
 }
 BOTH = ("whole", "selective")
 TOLERANCE = 2e-6
+IN_BF16 = 2e-2
 
 
 def trial(strategy: str, base: str, config: dict[str, float] | None = None, **training: Any) -> Trial:
@@ -209,14 +210,14 @@ def test_small_activations_stay() -> None:
 @pytest.mark.parametrize(
     ("strategy", "base", "tables"),
     [
-        ("lora", "llama", ["model.embed_tokens.weight"]),
+        ("lora", "llama", ["model.embed_tokens.weight", "lm_head.weight"]),
         ("lora", "bert", ["bert.embeddings.word_embeddings.weight"]),
         ("lora", "gpt2", ["transformer.wte.weight"]),
-        ("lora", "t5", []),
+        ("lora", "t5", ["shared.weight"]),
         ("full", "llama", []),
     ],
 )
-def test_only_frozen_tables_that_are_looked_up_wait_in_the_host(
+def test_frozen_embeddings_of_input_and_output_wait_in_the_host(
     strategy: str, base: str, tables: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_embeddings, "MIN_BYTES", 2**16)
@@ -228,14 +229,15 @@ def test_only_frozen_tables_that_are_looked_up_wait_in_the_host(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("strategy", ["lora", "qlora"])
-def test_on_a_gpu_tables_in_the_host_give_the_same_bits(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_tables_in_the_host_hold_the_same_bits(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_embeddings, "MIN_BYTES", 2**16)
     made, moved = trial(strategy, "llama"), trial(strategy, "llama", offload=["embeddings"])
     table = moved.model.get_parameter("model.embed_tokens.weight")
     assert table.device.type == "cuda"
     assert torch.equal(table, made.model.get_parameter("model.embed_tokens.weight"))
-    assert torch.equal(gradient(moved), gradient(made))
-    assert moved.evaluate() == made.evaluate()
+    wanted, found = gradient(made), gradient(moved)
+    assert float((found - wanted).norm() / wanted.norm()) <= IN_BF16  # products by parts of an output layer
+    assert moved.evaluate() == pytest.approx(made.evaluate(), rel=IN_BF16)
 
 
 @pytest.mark.gpu
@@ -243,7 +245,7 @@ def test_on_a_gpu_a_table_in_the_host_takes_none_of_its_memory() -> None:
     embedding = torch.nn.Embedding(2**16, 512).requires_grad_(False).to("cuda")
     ids = torch.randint(2**16, (4, 128), device="cuda")
     wanted, before = embedding(ids), torch.cuda.memory_allocated()
-    assert host_embeddings.move_to_host(embedding) is None
+    assert host_embeddings.move_to_host(embedding, torch.device("cuda")) is None
     assert before - torch.cuda.memory_allocated() == 2**16 * 512 * 4
     embedding.to("cuda")  # as accelerate does
     assert before - torch.cuda.memory_allocated() == 2**16 * 512 * 4
