@@ -303,7 +303,11 @@ class Session:
         """Returns the arguments of an evaluation."""
         job, tokenizer = self.job, self.adapted.base.tokenizer
         rows, tokens = self.prepared.evaluation, self._evaluation_tokens
-        return job.wrapped, self.task, rows, tokenizer, job.numerics, tokens, self._shrink_evaluation
+        return job.wrapped, self.task, rows, tokenizer, job.numerics, tokens, self._shrink_evaluation, self._make_room
+
+    def _make_room(self) -> bool:
+        """Drops recorded passes, which the next steps record again; False: there are none."""
+        return self.job.recorder is not None and self.job.recorder.forget()
 
     def _shrink_evaluation(self, tokens: int) -> None:
         self._evaluation_tokens = tokens

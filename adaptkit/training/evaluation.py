@@ -53,6 +53,7 @@ def evaluate(
     numerics: Numerics,
     micro_batch_tokens: int,
     shrunk: Callable[[int], None] = lambda tokens: None,
+    make_room: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Returns the task's figures over all rows, by name without a prefix.
 
@@ -65,11 +66,12 @@ def evaluate(
         micro_batch_tokens: Padded tokens of a batch at the most. Where one does not fit into memory, the evaluation
             begins again with batches of half of its size.
         shrunk: Is told what fits, when that is less.
+        make_room: Frees memory that is not needed now, and says whether there was any; asked before batches are cut.
 
     Raises:
         FitError: A single row does not fit into memory.
     """
-    return _collected(model, task, features, tokenizer, numerics, micro_batch_tokens, shrunk).compute()
+    return _collected(model, task, features, tokenizer, numerics, micro_batch_tokens, shrunk, make_room).compute()
 
 
 def rehearse_evaluation(
@@ -80,6 +82,7 @@ def rehearse_evaluation(
     numerics: Numerics,
     micro_batch_tokens: int,
     shrunk: Callable[[int], None],
+    make_room: Callable[[], bool],
 ) -> None:
     """Takes the longest batch of an evaluation through the model, so that what does not fit shows at once.
 
@@ -87,7 +90,7 @@ def rehearse_evaluation(
     """
     longest = evaluation_batches([task.length(row) for row in features], micro_batch_tokens)[0]
     rows = [features[index] for index in longest]
-    _collected(model, task, rows, tokenizer, numerics, micro_batch_tokens, shrunk)
+    _collected(model, task, rows, tokenizer, numerics, micro_batch_tokens, shrunk, make_room)
 
 
 def _collected(
@@ -98,6 +101,7 @@ def _collected(
     numerics: Numerics,
     tokens: int,
     shrunk: Callable[[int], None],
+    make_room: Callable[[], bool],
 ) -> Metrics:
     lengths = [task.length(row) for row in features]
     begun: list[list[int]] = []
@@ -113,6 +117,8 @@ def _collected(
     with inference(model, numerics):
         # From the start, for a collector that was interrupted may have counted a part of the batch.
         while (metrics := attempt(collect)) is None:
+            if make_room():
+                continue
             tokens = _half(begun[-1], lengths)
             shrunk(tokens)
     return metrics

@@ -103,12 +103,17 @@ class Recorder:
             return None
         return self._recordings[key].play(batch, count)
 
-    def stop(self) -> bool:
-        """Drops what is recorded, with its memory, for good; False: there was nothing."""
+    def forget(self) -> bool:
+        """Drops what is recorded, with its memory, until the shapes come again; False: there was nothing."""
         had_any = bool(self._recordings)
         self._recordings.clear()
-        self._pool, self.why_not = None, self.why_not or "the memory was needed"
+        self._pool = None
         return had_any
+
+    def stop(self) -> bool:
+        """Does so for good."""
+        self.why_not = self.why_not or "the memory was needed"
+        return self.forget()
 
     def _record(self, key: Key, batch: Batch, count: float, take: Pass) -> bool:
         device = self._parameters[0].device

@@ -98,6 +98,17 @@ def test_a_shape_is_recorded_when_it_has_come_a_few_times_and_what_runs_out_of_m
     assert made.run(batch, 2.0, 1, take) is None
 
 
+def test_what_was_forgotten_is_recorded_again() -> None:
+    made = trial()
+    made.job.recorder = OnTheCPU(list(made.job.trainable().values()))
+    figures(made)
+    assert made.job.recorder.forget()
+    assert not made.job.recorder.forget()
+    made.job.total_steps += 1
+    made.step()
+    assert made.job.recorder._recordings
+
+
 def test_an_idle_mask_is_left_out() -> None:
     whole = {"input_ids": torch.zeros(1, 3), "attention_mask": torch.ones(1, 3)}
     assert without_idle_mask(whole).keys() == {"input_ids"}

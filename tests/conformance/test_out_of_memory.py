@@ -410,6 +410,23 @@ def test_an_evaluation_gives_the_same_figures(kind: Any, make: Callable[..., tup
         evaluate(*arguments)
 
 
+def test_an_evaluation_asks_for_room_before_it_cuts(make: Callable[..., tuple[Job, Recipe]]) -> None:
+    job, _ = make(KINDS[0])
+    made: Any = job.batches
+    asked: list[int] = []
+    shrunk: list[int] = []
+    with memory(job.model, 100) as limited:
+
+        def make_room() -> bool:
+            asked.append(limited.failures)
+            if len(asked) == 1:
+                limited.tokens *= 100
+            return len(asked) == 1
+
+        evaluate(job.wrapped, job.task, made.features, made._tokenizer, job.numerics, 100_000, shrunk.append, make_room)
+    assert (asked, shrunk) == ([1], [])
+
+
 # -- whole runs ----------------------------------------------------------------------------------------
 
 

@@ -226,3 +226,22 @@ def test_a_plan_for_a_gpu_leaves_out_what_waits_in_the_host(monkeypatch: pytest.
             held[gpu, bool(offload)] = planner(recipe, 2**33, gpu=gpu).plan(recipe).parts["activations"]
     assert held[True, True] < held[True, False]
     assert held[False, True] == held[False, False]  # a CPU's memory is the host's
+
+
+def test_a_plan_for_a_gpu_has_the_output_layer_on_a_visit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.memory.auto import without_auto
+    from adaptkit.models import host_embeddings
+
+    monkeypatch.setattr(host_embeddings, "MIN_BYTES", 2**14)
+    plans = {}
+    for offload in ((), ("embeddings",)):
+        recipe = without_auto(make_recipe("llama", "lora", offload=list(offload), learning_rate=1e-3))
+        model = recipe.model.model_copy(update={"config": {"tie_word_embeddings": False}})
+        recipe = recipe.model_copy(update={"model": model})
+        plans[bool(offload)] = planner(recipe, 2**33).plan(recipe).parts
+    gone = plans[False]["base weights"] - plans[True]["base weights"]
+    visiting = sum(plans[True][part] - plans[False][part] for part in ("activations", "logits and loss", "workspace"))
+    table = gone // 2
+    assert table >= 2**14
+    assert gone == 2 * table  # input and output
+    assert 0 < visiting <= 1.1 * table
