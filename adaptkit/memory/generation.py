@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adaptkit.memory.trace import ACTIVATIONS, LOGITS
+from adaptkit.memory.tracker import WORKSPACE, Parts
+from adaptkit.task import IGNORE_INDEX
 
-def cache_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptkit.models.precision import Numerics
+    from adaptkit.task import Task
+    from adaptkit.training.preparation import Preparation
+
+
+def writing_parts(
+    evaluation: Parts, task: Task[Any], prepared: Preparation, batch: Mapping[str, Tensor], numerics: Numerics
+) -> Parts:
+    """Returns what there is when the last token of a batch of texts is written: weights, cache and logits."""
+    rows, length = batch["input_ids"].shape
+    targets = (sum(label != IGNORE_INDEX for label in row.get("labels", ())) for row in prepared.train)
+    tokens = _tokens_of(task.options, rows, length, max(targets, default=0))
+    dtype = torch.bfloat16 if numerics.bf16 else torch.float32
+    logits = 2 * 4 * rows * (prepared.source.vocab_size or 0)  # in fp32, before and behind the processors
+    written = {ACTIVATIONS: _cache_bytes(prepared.source.config, tokens, dtype), LOGITS: logits, WORKSPACE: 0}
+    return Parts({**evaluation, **written})
+
+
+def _cache_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
     """Returns the bytes of keys and values, of a decoder or of the decoder behind an encoder.
 
     Args:
@@ -23,7 +48,7 @@ def cache_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
     return 2 * layers * int(kept) * int(size) * tokens * dtype.itemsize
 
 
-def tokens_of(options: Any, rows: int, length: int, longest_target: int) -> int:
+def _tokens_of(options: Any, rows: int, length: int, longest_target: int) -> int:
     """Returns how many tokens are read and written at once.
 
     Args:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adaptkit.data.batching import evaluation_batches
 from adaptkit.errors import AdaptkitError, DataError, ModelError, RecipeError
 from adaptkit.memory.building import Blueprint, Builder, on_meta, skeleton, with_weights
 from adaptkit.memory.device import context_bytes, library_workspace
 from adaptkit.memory.fused import fuse_as_liger
-from adaptkit.memory.generation import cache_bytes, tokens_of
+from adaptkit.memory.moments import evaluation_moments, training_moments
 from adaptkit.memory.stacks import shorten
-from adaptkit.memory.trace import ACTIVATIONS, LOGITS, PARTS, Trace
-from adaptkit.memory.tracker import WORKSPACE, Parts
+from adaptkit.memory.trace import GRADIENTS, PARTS, Trace
+from adaptkit.memory.tracker import WORKSPACE
 from adaptkit.models.host_embeddings import frozen_tables
 from adaptkit.models.host_head import HostLinear
 from adaptkit.models.layers import count_parameters
-from adaptkit.task import IGNORE_INDEX
-from adaptkit.training.batches import TrainingBatches, collate, total_steps
+from adaptkit.training.batches import TrainingBatches, total_steps
+from adaptkit.training.graphs import can_be_recorded, recordings
 from adaptkit.training.setup import make_optimizer
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from adaptkit.models.precision import Numerics
-    from adaptkit.recipe import Precision, Recipe, TrainingSpec
+    from adaptkit.recipe import Precision, Recipe
     from adaptkit.strategy import Strategy
-    from adaptkit.task import Features, Task
+    from adaptkit.task import Task
     from adaptkit.training.preparation import Preparation
 
 OptimizerFactory = Callable[..., "Optimizer"]
@@ -139,6 +136,7 @@ def _plan(
     step, index = batches.longest(blueprint.total_steps)
     passes = batches.at(step)
     strategy.before_step(model, 0)
+    more = _recorded_gradients(model, blueprint, batches, len(passes))
     cached = settings.cache_frozen_features and strategy.frozen_features(model) is not None
     trace = Trace(
         model,
@@ -149,11 +147,12 @@ def _plan(
         fused=fuse_as_liger(model) if numerics.device.type == "cuda" and settings.kernels == "auto" else (),
     )
     make = partial(make_optimizer, model, strategy, settings, optimizer)
-    moments = _training(trace, settings, task, make, passes, index, cached=cached)
+    moments = training_moments(trace, settings, task, make, passes, index, cached=cached)
     if prepared.evaluation:
         visiting = _visiting_bytes(model)
-        moments |= _evaluation(trace, task, prepared, settings.pass_tokens, numerics, visiting)
+        moments |= evaluation_moments(trace, task, prepared, settings.pass_tokens, numerics, visiting)
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
+    parts[GRADIENTS] += more
     parts[WORKSPACE] += library_workspace(numerics.device)
     return MemoryPlan(
         parts={part: parts[part] for part in PARTS},
@@ -166,52 +165,15 @@ def _plan(
     )
 
 
-def _training(
-    trace: Trace,
-    settings: TrainingSpec,
-    task: Task[Any],
-    make: Callable[[], Optimizer],
-    passes: Sequence[Mapping[str, Tensor]],
-    index: int,
-    *,
-    cached: bool,
-) -> dict[str, Parts]:
-    """Returns what there is at the peak of the optimizer's step and of the longest pass of its step.
-
-    Args:
-        trace: Is at its beginning; no gradients stay.
-        settings: Of the recipe.
-        task: Gives the loss.
-        make: The optimizer.
-        passes: Of the step.
-        index: The longest of them.
-        cached: Whether the frozen part runs once beforehand.
-    """
-    moments = {}
-    states = trace.optimizer_step(make, settings.max_grad_norm)
-    if not settings.optimizer_in_backward:
-        moments["the optimizer's step"] = states
-    if settings.optimizer_in_backward or len(passes) == 1:
-        trace.drop_gradients()
-    if cached:
-        moments["caching frozen features"] = trace.inference_pass(task.loss, passes[index])
-    else:
-        keeps = not settings.optimizer_in_backward
-        moments["forward and backward"] = trace.training_pass(task, passes[index], keeps_gradients=keeps)
-    trace.drop_gradients()
-    return moments
-
-
-def _evaluation(
-    trace: Trace, task: Task[Any], prepared: Preparation, tokens: int, numerics: Numerics, visiting: int
-) -> dict[str, Parts]:
-    """Returns what there is at the peak of the longest evaluation batch, and of the texts that are written for it."""
-    batch = collate(task, _evaluation_rows(task, prepared, tokens), prepared.source.tokenizer)
-    moments = {"evaluation": trace.inference_pass(task.loss, batch)}
-    if task.capabilities.generates:
-        moments["writing texts"] = _writing(moments["evaluation"], task, prepared, batch, numerics)
-        moments["writing texts"][LOGITS] += visiting
-    return moments
+def _recorded_gradients(model: nn.Module, blueprint: Blueprint, batches: TrainingBatches, passes: int) -> int:
+    """Returns the bytes of the gradients that recorded passes keep, and add up, besides those of a pass."""
+    settings = blueprint.recipe.training
+    on_gpu = blueprint.numerics.device.type == "cuda" and settings.cuda_graphs == "auto"
+    if not on_gpu or settings.optimizer_in_backward or not can_be_recorded(model, blueprint.strategy):
+        return 0
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    kept = recordings(batches, blueprint.total_steps)
+    return max(kept - (passes == 1), 0) * trained
 
 
 def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:
@@ -224,25 +186,3 @@ def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:
 def _visiting_bytes(model: nn.Module) -> int:
     """Returns what an output layer that waits in the host takes on the device as long as texts are written."""
     return sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, HostLinear))
-
-
-def _writing(
-    evaluation: Parts, task: Task[Any], prepared: Preparation, batch: Mapping[str, Tensor], numerics: Numerics
-) -> Parts:
-    """Returns what there is when the last token of a batch of texts is written: weights, cache and logits."""
-    rows, length = batch["input_ids"].shape
-    targets = (sum(label != IGNORE_INDEX for label in row.get("labels", ())) for row in prepared.train)
-    tokens = tokens_of(task.options, rows, length, max(targets, default=0))
-    dtype = torch.bfloat16 if numerics.bf16 else torch.float32
-    logits = 2 * 4 * rows * (prepared.source.vocab_size or 0)  # in fp32, before and behind the processors
-    written = {ACTIVATIONS: cache_bytes(prepared.source.config, tokens, dtype), LOGITS: logits, WORKSPACE: 0}
-    return Parts({**evaluation, **written})
-
-
-def _evaluation_rows(task: Task[Any], prepared: Preparation, tokens: int) -> list[Features]:
-    """Returns the rows of the longest batch of an evaluation."""
-    lengths = [task.length(row) for row in prepared.evaluation]
-    return [
-        task.vary(prepared.evaluation[index], random.Random(f"evaluation/{index}"))
-        for index in evaluation_batches(lengths, tokens)[0]
-    ]

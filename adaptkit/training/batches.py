@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,11 @@ class TrainingBatches:
     def size(self, step: int, index: int) -> int:
         """Returns the padded tokens of a step's micro-batch, as they are held against `tokens`."""
         return self._size(self._cuts(step)[index])
+
+    def shapes(self, steps: int) -> Counter[tuple[int, int, int]]:
+        """Returns how often each shape comes in the first steps: micro-batches of a step, sequences, padded tokens."""
+        cuts = (self._cuts(step) for step in range(steps))
+        return Counter((len(step), len(cut), self._size(cut)) for step in cuts for cut in step)
 
     def shrink(self, step: int, index: int) -> bool:
         """Cuts all micro-batches from now on to half of the size of one.

@@ -24,6 +24,7 @@ from adaptkit.strategy import Strategy
 from adaptkit.training.in_backward import InBackward
 
 if TYPE_CHECKING:
+    from adaptkit.training.batches import TrainingBatches
     from adaptkit.training.loop import Job
 
 Batch: TypeAlias = Mapping[str, Tensor]
@@ -31,6 +32,7 @@ Key: TypeAlias = tuple[Any, ...]
 Pass: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 PASSES_BEFORE = 3  # of a shape: they compile kernels, and a shape that hardly comes again is not worth a recording
+LOOKED_AT = 256  # steps, for what shapes come again
 MOST = 4  # recordings; each holds the gradients of all that trains
 SHARE = 0.25  # of the parameters that may train: a recording has a gradient of its own for each
 MASK, POSITIONS = "attention_mask", "position_ids"
@@ -170,23 +172,29 @@ def _say(answer: Any, *_: Any, **__: Any) -> Any:
 
 
 def recorder(job: Job) -> Recorder | None:
-    """Returns a recorder for a job whose passes can be played back; None: they cannot.
+    """Returns a recorder for a job whose passes can be played back; None: they cannot."""
+    steps_within = isinstance(job.optimizer, InBackward)
+    if job.numerics.device.type != "cuda" or steps_within or not can_be_recorded(job.model, job.strategy):
+        return None
+    return Recorder(list(job.trainable().values()))
 
-    They cannot where there is no CUDA, random numbers are drawn, the strategy or the optimizer acts within a step, or
-    so much trains that a second copy of the gradients would be felt.
+
+def can_be_recorded(model: nn.Module, strategy: Strategy[Any]) -> bool:
+    """Returns whether passes of a model could be played back on a GPU.
+
+    They cannot where random numbers are drawn, the strategy acts within a step, or so much trains that a second copy
+    of the gradients would be felt.
     """
-    trainable = list(job.trainable().values())
-    total = sum(parameter.numel() for parameter in job.model.parameters())
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     acts = any(
-        getattr(type(job.strategy), name) is not getattr(Strategy, name)
+        getattr(type(strategy), name) is not getattr(Strategy, name)
         for name in ("before_step", "after_step", "extra_loss")
     )
-    if (
-        job.numerics.device.type != "cuda"
-        or acts
-        or isinstance(job.optimizer, InBackward)
-        or sum(parameter.numel() for parameter in trainable) > SHARE * total
-        or draws_at_random(job.model)
-    ):
-        return None
-    return Recorder(trainable)
+    too_many = sum(size for size, trains in sizes if trains) > SHARE * sum(size for size, _ in sizes)
+    return not (acts or too_many or draws_at_random(model))
+
+
+def recordings(batches: TrainingBatches, steps: int) -> int:
+    """Returns how many passes a run will have recorded, each with gradients of its own, by the shapes that it meets."""
+    recurring = sum(times > PASSES_BEFORE for times in batches.shapes(min(steps, LOOKED_AT)).values())
+    return min(recurring, MOST)

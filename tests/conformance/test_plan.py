@@ -245,3 +245,31 @@ def test_a_plan_for_a_gpu_has_the_output_layer_on_a_visit(monkeypatch: pytest.Mo
     assert table >= 2**14
     assert gone == 2 * table  # input and output
     assert 0 < visiting <= 1.1 * table
+
+
+def test_recorded_passes_of_several_shapes_keep_gradients_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.memory.auto import without_auto
+    from adaptkit.training.graphs import MOST, PASSES_BEFORE, recordings
+
+    class Shapes:
+        """Batches that have so many shapes, each of them so often."""
+
+        def __init__(self, times: list[int]) -> None:
+            self.times = times
+
+        def shapes(self, steps: int) -> dict[int, int]:
+            return dict(enumerate(self.times))
+
+    often = PASSES_BEFORE + 1
+    assert [recordings(Shapes(times), 10) for times in ([often], [often, PASSES_BEFORE], [often] * 9)] == [1, 1, MOST]  # type: ignore[arg-type]
+    parts = []
+    for graphs in ("never", "auto"):
+        settings = {"cuda_graphs": graphs, "learning_rate": 1e-3, "max_steps": 64, "effective_batch": 1}
+        recipe = make_recipe("llama", "lora", **settings)
+        dropless = recipe.strategy.model_copy(update={"lora_dropout": 0.0})
+        recipe = without_auto(recipe.model_copy(update={"strategy": dropless}))
+        parts.append(planner(recipe, 2**33).plan(recipe).parts)
+    more = parts[1]["gradients"] - parts[0]["gradients"]
+    assert more > 0
+    assert more % parts[0]["adapter"] == 0
+    assert more // parts[0]["adapter"] <= MOST - 1
