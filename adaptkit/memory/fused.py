@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from adaptkit.models.kernels import (
     ROTARY,
     Kernels,
+    Rotation,
     fuse_modules,
+    is_fusible,
     is_norm,
     liger_kernels,
     modelling_files,
@@ -39,10 +41,10 @@ def fuse_as_liger(model: nn.Module) -> list[ModuleType]:
 
 @contextmanager
 def rotations(sources: list[ModuleType]) -> Iterator[None]:
-    """The context in which rotary positions are computed in place."""
+    """The context in which rotary positions are computed in place, where a run would do so."""
     with ExitStack() as stack:
         for source in sources:
-            stack.enter_context(replaced(source, **{ROTARY: _rotate}))
+            stack.enter_context(replaced(source, **{ROTARY: _rotation(getattr(source, ROTARY))}))
         yield
 
 
@@ -89,8 +91,15 @@ def _gate(a: Tensor, b: Tensor) -> Tensor:
     return _Gate.apply(a, b)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return _Rotation.apply(q, k, cos, sin)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _rotation(plain: Rotation) -> Rotation:
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return (_rotate if is_fusible(q, cos, args, kwargs) else plain)(q, k, cos, sin, *args, **kwargs)
+
+    return rotate
 
 
 STAND_INS = Kernels(_norm, _gate, _rotate)
@@ -131,13 +140,18 @@ class _Gate(torch.autograd.Function):
 
 
 class _Rotation(torch.autograd.Function):
-    """Turns in place, forth and back."""
+    """Turns in place, forth and back, what is contiguous with the heads behind the rows, else a copy of it."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return q.view_as(q), k.view_as(k)
+        return _rows_first(q), _rows_first(k)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return gradients[0], gradients[1], None, None
+        return _rows_first(gradients[0]), _rows_first(gradients[1]), None, None
+
+
+def _rows_first(heads: Tensor) -> Tensor:
+    """Returns ``(batch, heads, rows, size)`` as liger_kernel/ops/rope.py has it."""
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)

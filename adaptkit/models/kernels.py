@@ -184,6 +184,11 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and bool(difference <= _TOLERANCE)
 
 
+def is_fusible(q: Tensor, cos: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Returns whether a call of the function for rotary positions is one that the kernel takes over."""
+    return not (args or kwargs) and q.dtype == torch.bfloat16 and cos.shape[-1] == q.shape[-1]
+
+
 def _fuse_rotation(source: ModuleType, kernels: Kernels, device: torch.device) -> None:
     """Replaces the function of a modelling file by one that calls the kernel where it can, on this kind of device."""
     plain = getattr(source, ROTARY, None)
@@ -203,7 +208,7 @@ def _fuse_rotation(source: ModuleType, kernels: Kernels, device: torch.device) -
 
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         there = q.device.type == device.type and not has_no_values(q)  # A plan runs on tensors that hold nothing.
-        if args or kwargs or not there or q.dtype != torch.bfloat16 or cos.shape[-1] != q.shape[-1]:
+        if not (there and is_fusible(q, cos, args, kwargs)):
             result: tuple[Tensor, Tensor] = plain(q, k, cos, sin, *args, **kwargs)
             return result
         return kernels.rotate(q, k, cos, sin)
