@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptkit.memory.device import allocation_block
 from adaptkit.memory.fakes import held_tensors
 from adaptkit.memory.plan import MemoryPlan, planned_peak
 from adaptkit.models.building import build_model
@@ -257,7 +256,7 @@ def _base(name: str, folder: Path) -> Path:
 
 def _sizes(name: str) -> dict[str, Any]:
     """Returns the sizes of a base: on a GPU 4 times as wide, so that its memory is not that of the libraries."""
-    wide = 4 if allocation_block(best_device()) > 1 else 1
+    wide = 4 if best_device().type == "cuda" else 1
     hidden, inner, layers, positions = 256 * wide, 688 * wide, 6, 2048
     if name == "t5":
         shape = {"d_model": hidden, "d_ff": inner, "num_layers": layers, "num_heads": 4, "d_kv": hidden // 4}

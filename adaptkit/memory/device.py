@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 MIB = 2**20
-CUDA_BLOCK = 512  # bytes; c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize
+# c10/cuda/CUDACachingAllocator.cpp: kMinBlockSize, kMinLargeAlloc, kRoundLarge, kSmallSize
+CUDA_BLOCK, CUDA_LARGE, CUDA_ROUND, CUDA_REST = 512, 10 * MIB, 2 * MIB, MIB
 # Of cuBLAS, allocated through torch at the first product: CUBLAS_WORKSPACE_CONFIG's default is :4096:2:16:8 (8 MiB),
 # from Hopper on :4096:8 (32 MiB); https://docs.nvidia.com/cuda/cublas/#results-reproducibility
 CUBLAS_WORKSPACE = 8 * MIB + 128 * 1024
@@ -19,9 +22,17 @@ HOPPER = (9, 0)
 CUDA_CONTEXT = 600 * MIB
 
 
-def allocation_block(device: torch.device) -> int:
-    """Returns to a multiple of how many bytes the device's allocator rounds a tensor."""
-    return CUDA_BLOCK if device.type == "cuda" else 1
+def allocated_bytes(device: torch.device, size: int) -> int:
+    """Returns the bytes that the device's allocator takes for so many.
+
+    On CUDA whole blocks; from 10 MiB on it asks the driver for a multiple of 2 MiB, of which it leaves no rest of up to
+    1 MiB to others (``get_allocation_size``, ``should_split``).
+    """
+    if device.type != "cuda":
+        return size
+    blocks = math.ceil(size / CUDA_BLOCK) * CUDA_BLOCK
+    whole = math.ceil(blocks / CUDA_ROUND) * CUDA_ROUND
+    return whole if blocks >= CUDA_LARGE and whole - blocks <= CUDA_REST else blocks
 
 
 def library_workspace(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adaptkit.memory.device import allocation_block
+from adaptkit.memory.device import allocated_bytes
 from adaptkit.memory.fakes import address, claimed_device, give_storages, held_tensors
 from adaptkit.memory.fused import rotations
 from adaptkit.memory.stacks import BACKWARD, FORWARD, Stack, unroll
@@ -56,6 +57,7 @@ class Trace:
     ) -> None:
         self._fused = list(fused)
         self._model, self._stacks, self._numerics, self._vocabulary = model, stacks, numerics, vocabulary
+        self._allocated = partial(allocated_bytes, numerics.device)
         self._phase = ACTIVATIONS
         self._more = Parts()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -65,7 +67,7 @@ class Trace:
             self._mode,
             device,
             self._label,
-            block=allocation_block(numerics.device),
+            allocated=self._allocated,
             copies_to_convert=numerics.device.type == "cpu",
         )
         with self._mode:
@@ -205,7 +207,7 @@ class Trace:
             self._tracker.count(parameter.grad, GRADIENTS)
 
     def _size(self, tensor: Tensor) -> int:
-        return self._tracker.rounded(tensor.untyped_storage().nbytes())
+        return self._allocated(tensor.untyped_storage().nbytes())
 
     def _watch_blocks(self) -> None:
         for number, stack in enumerate(self._stacks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from adaptkit.memory.replay import Replay
 from adaptkit.memory.values import INDEXING, is_concrete, leaves, places_of
 
 READS_DEVICE = torch.ops.prim.device.default
@@ -51,7 +51,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         mode: Makes fake tensors; it is entered outside of this one.
         device: On which they claim to be.
         label: Says to which part a new storage belongs, by its tensor.
-        block: Bytes to whose multiple the device's allocator rounds each storage.
+        allocated: Gives the bytes that the device's allocator takes for so many.
         copies_to_convert: Whether elementwise operations on tensors of several precisions copy some of them, as the
             CPU's do.
 
@@ -66,14 +66,15 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device: torch.device,
         label: Callable[[Tensor], str],
         *,
-        block: int = 1,
+        allocated: Callable[[int], int] = int,
         copies_to_convert: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live: Parts = Counter()
         self.intervals: list[Interval] = []
-        self._mode, self._device, self._label, self._block = mode, device, label, block
+        self._mode, self._device, self._label, self._allocated = mode, device, label, allocated
         self._copies_to_convert = copies_to_convert
+        self._replay = Replay(mode)
         self._known: dict[int, tuple[int, list[str]]] = {}  # address of a storage -> its bytes and its part
         self._current = Interval(("begin",), Counter(), Counter())
         self._any: set[int] = set()  # addresses of what says whether any value is true
@@ -96,7 +97,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.live[part] += size
             parts[0] = part
             return
-        size = self.rounded(storage.nbytes())
+        size = self._allocated(storage.nbytes())
         parts = [part]
         self._known[address] = (size, parts)
         self.live[part] += size
@@ -105,10 +106,6 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._peak = self._total
             self._current.peak = self.live.copy()
         weakref.finalize(storage, self._free, address).atexit = False
-
-    def rounded(self, size: int) -> int:
-        """Returns the bytes that the allocator takes for so many."""
-        return math.ceil(size / self._block) * self._block
 
     def _free(self, address: int) -> None:
         size, (part,) = self._known.pop(address)
@@ -125,7 +122,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Runs an operation, for real where all that it reads is real, and counts what it made."""
         if func is READS_DEVICE:
-            return func(*args)
+            return args[0].device if type(args[0]) is FakeTensor else func(*args)
         tensors = list(leaves((args, (kwargs or {}).values())))
         result = self._run(func, args, dict(kwargs or {}), tensors)
         made = [tensor for tensor in leaves((result,)) if tensor.layout is torch.strided]
@@ -151,7 +148,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func.overloadpacket in INDEXING:
                 args = (args[0], places_of(args[1]), *args[2:])
             args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs))
-        return func(*args, **kwargs)
+        return self._replay.run(func, args, kwargs)
 
     def _assumed(self, tensor: Tensor) -> bool | int | float:
         """Returns a value where a program asks for one that there is not.

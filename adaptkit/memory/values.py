@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-# Token ids, labels and masks have values, so that what depends on them has its true size; beyond so many elements
-# (a mask of 4,096 x 4,096) they have none, as everything else.
-LARGEST_REAL = 2**24
+# Token ids, labels and masks of a batch have values, so that what depends on them has its true size; beyond so many
+# elements (a mask of 2,048 x 2,048 that every block makes anew) they have none, as everything else.
+LARGEST_REAL = 2**20
 INDEXING = frozenset({torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_})
 _VALUES: Any = type({}.values())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from adaptkit.memory.device import MIB, allocated_bytes
 from adaptkit.memory.stand_ins import kernels_of
 from adaptkit.memory.tracker import StorageTracker
 
@@ -73,12 +75,28 @@ def test_values_of_floats_are_none_but_can_be_read() -> None:
         assert isinstance(float(torch.empty(3).sum()), float)
 
 
-def test_storages_are_rounded_to_the_allocators_blocks() -> None:
-    mode, watched = tracker(block=512)
+def test_storages_take_what_the_allocator_takes_for_them() -> None:
+    mode, watched = tracker(allocated=partial(allocated_bytes, torch.device("cuda")))
     with mode, watched:
         small, large = torch.empty(1), torch.empty(129)
     assert watched.live["all"] == 512 + 1024
     del small, large
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"),
+    [
+        (1, 512),
+        (512, 512),
+        (7 * MIB, 7 * MIB),
+        (11 * MIB, 12 * MIB),
+        (11 * MIB - 1024, 11 * MIB - 1024),
+        (12 * MIB - 1, 12 * MIB),
+    ],
+)
+def test_a_gpu_leaves_no_small_rest_of_a_large_piece(size: int, taken: int) -> None:
+    assert allocated_bytes(torch.device("cuda"), size) == taken
+    assert allocated_bytes(torch.device("cpu"), size) == size
 
 
 def test_a_cpu_copies_what_it_converts() -> None:
