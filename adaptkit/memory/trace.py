@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adaptkit.memory.device import allocated_bytes
 from adaptkit.memory.fakes import address, claimed_device, give_storages, held_tensors
 from adaptkit.memory.fused import rotations
+from adaptkit.memory.scratch import scratch_of
 from adaptkit.memory.stacks import BACKWARD, FORWARD, Stack, unroll
 from adaptkit.memory.stand_ins import kernels_of
 from adaptkit.memory.tracker import WORKSPACE, Parts, StorageTracker
@@ -68,7 +69,7 @@ class Trace:
             device,
             self._label,
             allocated=self._allocated,
-            copies_to_convert=numerics.device.type == "cpu",
+            scratch=scratch_of(numerics.device),
         )
         with self._mode:
             give_storages(model, device)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from adaptkit.memory.replay import Replay
+from adaptkit.memory.scratch import Scratch
 from adaptkit.memory.values import INDEXING, is_concrete, leaves, places_of
 
 READS_DEVICE = torch.ops.prim.device.default
@@ -52,8 +53,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device: On which they claim to be.
         label: Says to which part a new storage belongs, by its tensor.
         allocated: Gives the bytes that the device's allocator takes for so many.
-        copies_to_convert: Whether elementwise operations on tensors of several precisions copy some of them, as the
-            CPU's do.
+        scratch: Gives the bytes that an operation allocates for itself.
 
     Attributes:
         live: Bytes alive, by part.
@@ -67,13 +67,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         label: Callable[[Tensor], str],
         *,
         allocated: Callable[[int], int] = int,
-        copies_to_convert: bool = False,
+        scratch: Scratch = lambda func, read, made: 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live: Parts = Counter()
         self.intervals: list[Interval] = []
         self._mode, self._device, self._label, self._allocated = mode, device, label, allocated
-        self._copies_to_convert = copies_to_convert
+        self._scratch = scratch
         self._replay = Replay(mode)
         self._known: dict[int, tuple[int, list[str]]] = {}  # address of a storage -> its bytes and its part
         self._current = Interval(("begin",), Counter(), Counter())
@@ -131,8 +131,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.count(tensor, self._label(tensor))
         if func.overloadpacket is torch.ops.aten.any:
             self._any.add(result.untyped_storage()._cdata)
-        if self._copies_to_convert and torch.Tag.pointwise in func.tags:
-            self._pass_by(_converted_bytes(tensors, made))
+        if made and (scratch := self._scratch(func, tensors, made)):
+            self._pass_by(self._allocated(scratch))
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
@@ -180,14 +180,3 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[storage._cdata] = (0, ["none"])
             weakref.finalize(storage, self._free, storage._cdata).atexit = False
         return fake
-
-
-def _converted_bytes(read: list[Tensor], made: list[Tensor]) -> int:
-    """Returns the bytes of the copies that an elementwise operation on the CPU makes of tensors of another precision.
-
-    On a GPU the kernel converts while it reads (aten/src/ATen/TensorIterator.cpp, compute_types).
-    """
-    distinct = {id(tensor): tensor for tensor in (*read, *made)}.values()  # what is written in place is in both
-    floats = [tensor for tensor in distinct if tensor.is_floating_point() and tensor.ndim]
-    common = max((tensor.dtype.itemsize for tensor in floats), default=0)
-    return sum(tensor.numel() * common for tensor in floats if tensor.dtype.itemsize != common)

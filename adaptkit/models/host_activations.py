@@ -7,7 +7,8 @@ the block behind it goes backward.
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from adaptkit.models.label_places import has_no_values
 
 MIN_BYTES = 2**20
-IN_FLIGHT = 2  # copies to the host that may be under way while the computation goes on
 
 
 class HostActivations:
@@ -29,35 +29,40 @@ class HostActivations:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._leaving: list[tuple[torch.cuda.Event | None, Tensor]] = []
         self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Away] | None = None
         # Page-locked memory is slow to get, and cannot be got at all while a CUDA graph is recorded.
         self._buffers: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
-    def saving(self, states: Tensor) -> saved_tensors_hooks:
-        """Returns a context in which autograd, where it saves ``states``, saves a copy in the host's memory.
+    @contextmanager
+    def saving(self, states: Tensor) -> Iterator[None]:
+        """The context in which autograd, where it saves ``states``, saves a copy in the host's memory.
 
-        Whatever else it saves stays as it is: it may be shared by all blocks (a mask, an encoder's output). So does
-        what is small.
+        The copy is made beside what is computed in the context, and is complete behind it. Whatever else autograd saves
+        stays as it is: it may be shared by all blocks (a mask, an encoder's output). So does what is small.
         """
         chosen = weakref.ref(states)  # a hook lives as long as the graph, and must not keep the tensor
 
         def leave(tensor: Tensor) -> Any:
-            if tensor is not chosen() or tensor.nbytes < MIN_BYTES:
-                return tensor
-            is_planned = self._device.type == "cuda" and has_no_values(tensor)
-            return Gone(tensor) if is_planned else self._leave(tensor)
+            return self._leave(tensor) if tensor is chosen() and tensor.nbytes >= MIN_BYTES else tensor
 
-        return saved_tensors_hooks(leave, _come_back)
+        try:
+            with saved_tensors_hooks(leave, _come_back):
+                yield
+        finally:
+            self._all_gone()
 
     def _leave(self, tensor: Tensor) -> Away:
         away = Away(self, tensor, self._last)
         self._last = weakref.ref(away)
         return away
 
-    def to_host(self, tensor: Tensor) -> Tensor:
-        """Returns a copy in the host's memory; on CUDA it is complete when `stream` is."""
+    def to_host(self, tensor: Tensor) -> Tensor | None:
+        """Returns a copy in the host's memory; on CUDA it is complete when `stream` is. In a plan there is none."""
+        if self._device.type == "cuda" and has_no_values(tensor):
+            self._hold(None, tensor)
+            return None
         if tensor.device.type != "cuda":
             return tensor.to("cpu", copy=True)
         here, side = torch.cuda.current_stream(tensor.device), self.stream(tensor.device)
@@ -66,25 +71,24 @@ class HostActivations:
         side.wait_stream(here)
         with torch.cuda.stream(side):
             host.copy_(tensor, non_blocking=True)
-        # Whoever gets the memory of the tensor next must not write into it before it is copied.
-        self._leaving.append((side.record_event(), tensor))
-        while len(self._leaving) > IN_FLIGHT:
-            self._let_go(here)
+        self._hold(side.record_event(), tensor)
         return host
 
-    def take_back(self, host: Tensor) -> None:
+    def _hold(self, copied: torch.cuda.Event | None, tensor: Tensor) -> None:
+        """Keeps a tensor until it is copied: whoever gets its memory next must not write into it before."""
+        self._leaving.append((copied, tensor))
+
+    def take_back(self, host: Tensor | None) -> None:
         """Takes a buffer that is no longer needed; whatever is copied later is copied on the same stream."""
-        if host.is_pinned():
+        if host is not None and host.is_pinned():
             self._buffers[host.shape, host.dtype].append(host)
 
-    def all_gone(self, device: torch.device) -> None:
-        """Lets go of the tensors that are still being copied; the computation waits for the copies."""
-        while self._leaving:
-            self._let_go(torch.cuda.current_stream(device))
-
-    def _let_go(self, here: torch.cuda.Stream) -> None:
-        copied, _ = self._leaving.popleft()
-        here.wait_event(copied)
+    def _all_gone(self) -> None:
+        """Lets go of the tensors that are being copied; the computation waits for the copies."""
+        for copied, tensor in self._leaving:
+            if copied is not None:
+                torch.cuda.current_stream(tensor.device).wait_event(copied)
+        self._leaving.clear()
 
     def stream(self, device: torch.device) -> torch.cuda.Stream:
         """Returns the stream of the copies."""
@@ -104,18 +108,18 @@ class Away:
 
     def __init__(self, owner: HostActivations, tensor: Tensor, before: weakref.ref[Away] | None) -> None:
         self._owner, self._before, self._device = owner, before, tensor.device
+        self._shape, self._dtype = tensor.shape, tensor.dtype
         self._host = owner.to_host(tensor)
-        self._coming: tuple[Tensor, torch.cuda.Event] | None = None
+        self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def back(self) -> Tensor:
         """Returns the tensor on its device, and has the one that will be wanted next fetched."""
-        if self._device.type != "cuda":
+        if self._host is not None and self._device.type != "cuda":
             return self._host.to(self._device)
-        self._owner.all_gone(self._device)
         self._fetch()
         assert self._coming is not None
         (tensor, arrived), self._coming = self._coming, None
-        torch.cuda.current_stream(self._device).wait_event(arrived)
+        self._wait(arrived)
         following = self._before() if self._before else None
         if following is not None:
             following._fetch()
@@ -125,30 +129,25 @@ class Away:
         if self._coming is not None:
             return
         # Memory of the computing stream: when the block is done it is free at once, without a look at the other stream.
-        tensor = torch.empty_like(self._host, device=self._device)
+        tensor = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        if self._host is None:  # in a plan
+            self._coming = tensor, None
+            return
         side = self._owner.stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             tensor.copy_(self._host, non_blocking=True)
         self._coming = tensor, side.record_event()
 
+    def _wait(self, arrived: torch.cuda.Event | None) -> None:
+        if arrived is not None:
+            torch.cuda.current_stream(self._device).wait_event(arrived)
+
     def __del__(self) -> None:
         if self._coming is not None:  # fetched for a backward pass that broke off
-            torch.cuda.current_stream(self._device).wait_event(self._coming[1])
-        if self._device.type == "cuda":
-            self._owner.take_back(self._host)
-
-
-class Gone:
-    """In a plan, a tensor in the host's memory: there is only its shape until it is wanted back."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
-
-    def back(self) -> Tensor:
-        """Returns one like it."""
-        return torch.empty(self._shape, dtype=self._dtype, device=self._device)
+            self._wait(self._coming[1])
+        self._owner.take_back(self._host)
 
 
 def _come_back(saved: Any) -> Tensor:
-    return saved.back() if isinstance(saved, Away | Gone) else saved
+    return saved.back() if isinstance(saved, Away) else saved

@@ -55,11 +55,8 @@ class HostLinear(nn.Linear):
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         parts = [part.to(dtype) for part in self.visit().weight()]
-        flat = input.flatten(0, -2).to(dtype)
-        product: Tensor = _Product.apply(flat, *parts)  # type: ignore[no-untyped-call]
-        if self.bias is not None:
-            product = product.add_(self.bias)
-        return product.view(*input.shape[:-1], self.out_features)
+        product: Tensor = _Product.apply(input.to(dtype), *parts)  # type: ignore[no-untyped-call]
+        return product if self.bias is None else product.add_(self.bias)
 
 
 def wait_in_host(layer: nn.Linear, page_locked: Tensor | None = None) -> None:
@@ -80,26 +77,31 @@ def visit_of(model: nn.Module) -> Visit | None:
 
 
 class _Product(torch.autograd.Function):
-    """``states @ weight.T`` for a weight in several parts, ``(rows, in)`` each; what comes out is one tensor."""
+    """``states @ weight.T`` for a weight in several parts, ``(rows, in)`` each; what comes out is one tensor.
+
+    And no view of one: who overwrites logits by their gradient would pay for the backward pass of the view with as much
+    memory again.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
         sizes = [len(part) for part in parts]
-        product = states.new_empty(len(states), sum(sizes))
-        for part, place in zip(parts, torch.split(product, sizes, dim=1), strict=True):
-            torch.mm(states, part.t(), out=place)
+        product = states.new_empty(*states.shape[:-1], sum(sizes))
+        places = torch.split(product.flatten(0, -2), sizes, dim=1)
+        for part, place in zip(parts, places, strict=True):
+            torch.mm(states.flatten(0, -2), part.t(), out=place)
         return product
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         parts = ctx.saved_tensors
-        first, *others = torch.split(gradients[0], [len(part) for part in parts], dim=1)
+        first, *others = torch.split(gradients[0].flatten(0, -2), [len(part) for part in parts], dim=1)
         gradient = first @ parts[0]
         for more, part in zip(others, parts[1:], strict=True):
             gradient.addmm_(more, part)
-        return gradient, *(None for _ in parts)
+        return gradient.view(*gradients[0].shape[:-1], parts[0].shape[1]), *(None for _ in parts)
 
 
 class Visit:

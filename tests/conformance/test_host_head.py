@@ -70,6 +70,15 @@ def test_the_layer_computes_what_a_linear_layer_does(shape: tuple[int, ...], bia
     assert layer.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_logits_can_be_overwritten_without_more_memory() -> None:
+    layer = nn.Linear(8, 12).requires_grad_(False)
+    wait_in_host(layer)
+    logits = layer(torch.ones(3, 8, requires_grad=True))
+    with torch.no_grad():
+        logits.detach().mul_(2)
+    assert "Strided" not in type(logits.grad_fn).__name__  # autograd's way back to what a view was taken of
+
+
 def test_the_weight_is_there_as_long_as_somebody_holds_the_visit(visits: list[weakref.ref[Visit]]) -> None:
     layer = nn.Linear(8, 12).requires_grad_(False)
     wait_in_host(layer)

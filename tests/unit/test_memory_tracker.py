@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptkit.memory.device import MIB, allocated_bytes
+from adaptkit.memory.scratch import scratch_of
 from adaptkit.memory.stand_ins import kernels_of
 from adaptkit.memory.tracker import StorageTracker
 
@@ -108,7 +109,7 @@ def test_a_cpu_copies_what_it_converts() -> None:
             _ = narrow + wide
         return peak(watched)
 
-    assert mixed(copies_to_convert=True) - mixed() == 400
+    assert mixed(scratch=scratch_of(CPU)) - mixed() == 400
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -126,3 +127,22 @@ def test_attention_on_a_gpu_keeps_no_scores(checkpointed: bool) -> None:
         output.sum().backward()
     scores = 2 * 4096 * 4096 * 4
     assert peak(watched) < scores / 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "scratch"),
+    [
+        ((4, 512, 5504), [0, 1], 90_177_536),  # as torch 2.11 allocates on 132 processors of 2,048 threads
+        ((2048, 5504), [1], 0),
+        ((16, 5504), [0], 0),
+        ((4, 512, 5504), [0, 1, 2], 0),
+    ],
+)
+def test_a_gpu_sums_rows_in_parts(shape: tuple[int, ...], dims: list[int], scratch: int) -> None:
+    mode, watched = tracker(scratch=scratch_of(torch.device("cuda")))
+    with mode, watched:
+        tensor = torch.empty(shape)
+        watched.mark("sum")
+        before = sum(watched.live.values())
+        made = tensor.sum(dims)
+    assert peak(watched) - before == max(scratch + 4 * made.numel(), 4 * made.numel())
