@@ -16,8 +16,12 @@ _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 def claimed_device(device: torch.device) -> torch.device:
-    """Returns the device of fake tensors that stand for those of a device: itself, unless this torch has no CUDA."""
-    known = device.type != "cuda" or torch.version.cuda is not None
+    """Returns the device of fake tensors that stand for those of a device: itself, unless there is no GPU here.
+
+    Autograd asks the driver for the GPU whose tensors it goes back through, fake ones too. A torch that could use a GPU
+    is not enough.
+    """
+    known = device.type != "cuda" or torch.cuda.is_available()
     return torch.device(device.type if known else "cpu")
 
 

@@ -121,7 +121,10 @@ def _pass(job: Job, batch: Batch, count: float, passes: int) -> Tensor:
         played = job.recorder.run(ready, count, passes, lambda inputs, divisor: _take(job, inputs, divisor, passes))
         if played is not None:
             return played
-    return _take(job, move(ready, job.accelerator.device), count, passes)
+    device = job.accelerator.device
+    # A GPU multiplies by the reciprocal of a number of the host: other bits than of a pass that is played back.
+    divisor = torch.full((), count, device=device) if device.type == "cuda" else count
+    return _take(job, move(ready, device), divisor, passes)
 
 
 def _take(job: Job, batch: Batch, count: float | Tensor, passes: int) -> Tensor:

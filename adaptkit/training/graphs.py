@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -62,9 +62,6 @@ class Recording:
             place.copy_(batch[name], non_blocking=True)
         self.count.fill_(count)
         earlier = {parameter: parameter.grad for parameter in self.gradients if parameter.grad is not None}
-        for parameter, gradient in earlier.items():
-            if gradient is self.gradients[parameter]:  # The pass is about to write over it.
-                earlier[parameter] = gradient.clone()
         self.graph.replay()
         for parameter, gradient in self.gradients.items():
             parameter.grad = earlier[parameter].add_(gradient) if parameter in earlier else gradient
@@ -103,7 +100,19 @@ class Recorder:
             return None
         if key not in self._recordings and not self._record(key, batch, count, take):
             return None
+        self._keep_gradients()
         return self._recordings[key].play(batch, count)
+
+    def _keep_gradients(self) -> None:
+        """Copies gradients out of the memory of the recordings, which a pass that is played back may write over.
+
+        They share it, and give the right values only in the order in which they were recorded: one that is played after
+        a later one uses for its activations what the later one left its gradients in.
+        """
+        for parameter in self._parameters:
+            gradient, recordings = parameter.grad, self._recordings.values()
+            if gradient is not None and any(gradient is one.gradients.get(parameter) for one in recordings):
+                parameter.grad = gradient.clone()
 
     def forget(self) -> bool:
         """Drops what is recorded, with its memory, until the shapes come again; False: there was nothing."""
@@ -126,11 +135,12 @@ class Recorder:
             parameter.grad = None
         torch.cuda.synchronize(device)
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()  # The stream of a recording gets its own.
         torch.cuda.empty_cache()  # A recording has memory of its own; what passes have used so far is idle from now on.
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with _single_rows(batch), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _single_rows(batch), _recording(graph, self._pool, device):
                 loss = take(inputs, divisor)
             gradients = {p: p.grad for p in self._parameters if p.grad is not None}
         except RuntimeError as error:
@@ -141,6 +151,27 @@ class Recorder:
                 parameter.grad = gradient
         self._recordings[key] = Recording(graph, inputs, divisor, loss, gradients)
         return True
+
+
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> Iterator[None]:
+    """Records what is asked of the GPU; after an error all is as if nothing had been recorded.
+
+    An error that ends a recording leaves torch 2.11 on its stream, with its memory, and with a random number generator
+    that refuses to draw (https://github.com/pytorch/pytorch/pull/180395 has the memory).
+    """
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):  # It was ended in order.
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):  # One that ends well lets the generator draw again.
+            torch.zeros(1, device=device)
+        raise
 
 
 def without_idle_mask(batch: Batch) -> Batch:
@@ -182,8 +213,8 @@ def recorder(job: Job) -> Recorder | None:
 def can_be_recorded(model: nn.Module, strategy: Strategy[Any]) -> bool:
     """Returns whether passes of a model could be played back on a GPU.
 
-    They cannot where random numbers are drawn, the strategy acts within a step, or so much trains that a second copy
-    of the gradients would be felt.
+    They cannot where random numbers are drawn, the strategy acts within a step, so much trains that a second copy of
+    the gradients would be felt, or the host has to know what a layer computes, as LLM.int8() the columns with outliers.
     """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     acts = any(
@@ -191,7 +222,8 @@ def can_be_recorded(model: nn.Module, strategy: Strategy[Any]) -> bool:
         for name in ("before_step", "after_step", "extra_loss")
     )
     too_many = sum(size for size, trains in sizes if trains) > SHARE * sum(size for size, _ in sizes)
-    return not (acts or too_many or draws_at_random(model))
+    looks = any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+    return not (acts or too_many or looks or draws_at_random(model))
 
 
 def recordings(batches: TrainingBatches, steps: int) -> int:

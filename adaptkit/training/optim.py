@@ -93,7 +93,15 @@ def _without_waiting(plain: Any) -> Callable[..., Optimizer]:
     """
     import torch
 
+    from adaptkit.models.label_places import has_no_values
+
     class Unhurried(plain):  # type: ignore[misc]
+        def get_state_buffer(self, p: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+            if has_no_values(p):  # Paged memory is the driver's, and a plan must not get any.
+                return torch.zeros_like(p, dtype=dtype)
+            buffer: Tensor = super().get_state_buffer(p, dtype)
+            return buffer
+
         @torch.no_grad()
         def step(self, closure: None = None) -> None:
             if not self.initialized:  # type: ignore[has-type]

@@ -14,15 +14,22 @@ from adaptkit.registry import load_registry
 from adaptkit.testing.bases import workshop
 from adaptkit.testing.trial import Trial, make_trial
 from adaptkit.training import graphs
-from adaptkit.training.graphs import PASSES_BEFORE, Recorder, Recording, recorder, without_idle_mask
+from adaptkit.training.graphs import (
+    PASSES_BEFORE,
+    Recorder,
+    Recording,
+    can_be_recorded,
+    recorder,
+    without_idle_mask,
+)
 
 STEPS = 8
 
 
-def trial(strategy: str = "lora", **training: Any) -> Trial:
+def trial(strategy: str = "lora", precision: str | None = None, **training: Any) -> Trial:
     registry = load_registry()
     values = {
-        "model": workshop().base("llama"),
+        "model": {"name": workshop().base("llama"), "precision": precision},
         "task": "causal-lm",
         "data": {"train": workshop().rows("causal-lm"), "max_length": 8},
         "strategy": {"name": strategy, "lora_dropout": 0.0} if "lora" in strategy else strategy,
@@ -98,6 +105,31 @@ def test_a_shape_is_recorded_when_it_has_come_a_few_times_and_what_runs_out_of_m
     assert made.run(batch, 2.0, 1, take) is None
 
 
+def test_what_one_shape_left_outlives_another_that_was_recorded_before() -> None:
+    """Recordings share memory: those that are played again write over what later ones have left there."""
+    made = OnTheCPU([nn.Parameter(torch.ones(2))])
+    (parameter,) = made._parameters
+
+    def take(inputs: dict[str, Tensor], count: Tensor) -> Tensor:
+        for later in list(made._recordings.values())[list(made._recordings).index(shape(inputs)) + 1 :]:
+            later.gradients[parameter].fill_(torch.nan)
+        loss = (parameter * inputs["x"]).sum() / count
+        loss.backward()
+        return loss.detach()
+
+    def shape(batch: dict[str, Tensor]) -> Any:
+        return (1, ("x", *batch["x"].shape))
+
+    first, second = {"x": torch.ones(3, 2)}, {"x": torch.ones(4, 2)}
+    for batch in (first, second):
+        made._seen[shape(batch)] = PASSES_BEFORE
+        assert made.run(batch, 1.0, 1, take) is not None
+    parameter.grad = None
+    for batch in (second, first, second, first):
+        made.run(batch, 1.0, 1, take)
+    torch.testing.assert_close(parameter.grad, torch.full((2,), 14.0))
+
+
 def test_what_was_forgotten_is_recorded_again() -> None:
     made = trial()
     made.job.recorder = OnTheCPU(list(made.job.trainable().values()))
@@ -122,6 +154,15 @@ def test_without_cuda_nothing_is_recorded() -> None:
     assert recorder(job) is None
 
 
+@pytest.mark.parametrize(("precision", "can"), [("bf16", True), ("nf4", True), ("int8", False)])
+def test_layers_that_the_host_must_look_into_are_not_recorded(
+    precision: Any, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "SHARE", 1.0)
+    made = trial(precision=precision)
+    assert can_be_recorded(made.model, made.strategy) == can
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("strategy", ["lora", "qlora", "prefix-tuning"])
 @pytest.mark.parametrize(
@@ -144,3 +185,30 @@ def test_on_a_gpu_what_is_played_back_gives_what_is_taken(
     assert recorded.job.recorder._recordings
     for name, parameter in plain.job.trainable().items():
         torch.testing.assert_close(parameter, recorded.job.trainable()[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("breaks", ["looks", "runs out of memory"])
+def test_on_a_gpu_a_recording_that_fails_leaves_no_trace(breaks: str) -> None:
+    parameter = nn.Parameter(torch.ones(2, device="cuda"))
+    made, stream, side = Recorder([parameter]), torch.cuda.current_stream(), torch.cuda.Stream()
+
+    def take(inputs: dict[str, Tensor], count: Tensor) -> Tensor:
+        held = torch.ones(2**28, device="cuda", dtype=torch.uint8)
+        side.wait_stream(torch.cuda.current_stream())  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):
+            held.zero_()
+        if breaks == "looks":
+            float(inputs["x"].sum())
+        return torch.empty(2**50, device="cuda")
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    batch, key = {"x": torch.ones(3, 2).pin_memory()}, (1, ("x", 3, 2))
+    made._seen[key] = PASSES_BEFORE
+    assert made.run(batch, 1.0, 1, take) is None
+    assert made.why_not
+    assert torch.cuda.current_stream() == stream
+    assert torch.randn(3, device="cuda").shape == (3,)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 2**22

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptkit.errors import CheckpointError, TrainingError
 from adaptkit.recipe import TrainingSpec
@@ -107,6 +108,19 @@ def test_beta2_of_the_recipe_reaches_the_adam_family():
     for name in ("adamw", "adamw-8bit", "paged-adamw-8bit"):
         optimizer = OPTIMIZERS[name](decay_groups(tiny_model(), 1e-3, 0.1), settings)
         assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+
+
+@pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit", "lion-8bit"])
+def test_a_plan_for_a_gpu_makes_states_without_asking_the_driver(name):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        large = nn.Parameter(torch.empty(512, 512, device="cuda"))
+        large.grad = torch.empty_like(large)
+    optimizer = OPTIMIZERS[name]([{"params": [large], "lr": 1e-3}], TrainingSpec(learning_rate=1e-3))
+    with mode:
+        optimizer.step()
+    states = [state for state in tensors(optimizer.state[large]) if state.shape == large.shape]
+    assert {state.dtype for state in states} == {torch.uint8}
+    assert len(states) == (1 if name == "lion-8bit" else 2)
 
 
 def test_state_of_other_groups_is_a_checkpoint_error():
