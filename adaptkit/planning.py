@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.merging import on_plain_model
@@ -36,7 +37,14 @@ class Planned:
     lines: Sequence[str] = ()
 
 
-def make_planner(registry: Registry, splits: Splits, *, gpu_bytes: int | None = None, exact: bool = False) -> Planner:
+def make_planner(
+    registry: Registry,
+    splits: Splits,
+    *,
+    gpu_bytes: int | None = None,
+    exact: bool = False,
+    tokenizer_folder: Path | None = None,
+) -> Planner:
     """Returns what plans runs on this machine's device, or on a GPU that need not be here.
 
     Args:
@@ -44,6 +52,7 @@ def make_planner(registry: Registry, splits: Splits, *, gpu_bytes: int | None = 
         splits: The rows.
         gpu_bytes: Memory of a GPU; None: this machine's device.
         exact: Whether every block of a model is run.
+        tokenizer_folder: Where a tokenizer that is trained on the rows is kept.
     """
     import torch
 
@@ -52,7 +61,9 @@ def make_planner(registry: Registry, splits: Splits, *, gpu_bytes: int | None = 
     from adaptkit.models.precision import best_device
 
     device = best_device() if gpu_bytes is None else torch.device("cuda")
-    return Planner(registry, splits, device, gpu_bytes or free_memory(device), exact)
+    return Planner(
+        registry, splits, device, free_memory(device) if gpu_bytes is None else gpu_bytes, exact, tokenizer_folder
+    )
 
 
 def plan_run(recipe: Recipe, planner: Planner) -> Planned:
@@ -91,18 +102,16 @@ def what_fits(planned: Planned, planner: Planner) -> Fit:
     return found
 
 
-def settle_memory(recipe: Recipe, registry: Registry, splits: Splits) -> tuple[Recipe, list[str]]:
+def settle_memory(recipe: Recipe, planner: Planner) -> tuple[Recipe, list[str]]:
     """Returns a recipe with what fits in the place of every ``auto``, and lines that say why.
 
     Args:
         recipe: Without stages.
-        registry: Of all that is installed.
-        splits: The rows.
+        planner: Of this machine; it keeps the plan of what it settles for.
 
     Raises:
         FitError: The strategy is left to the memory, and none fits.
     """
-    planner = make_planner(registry, splits)
     plain = recipe if planner.device.type == "cpu" and not _open(recipe) else on_plain_model(recipe)
     chosen, lines = _settled(plain, planner)
     return recipe.model_copy(update={"strategy": chosen.strategy, "training": chosen.training}), lines

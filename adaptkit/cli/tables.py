@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 MAX_WIDTH = 100
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Collection[str] = ()) -> None:
     """Prints rows in aligned columns; the first column is never broken, the others wrap.
 
     Args:
         headers: One a column.
         rows: Texts, as many as there are headers; a column without any is left out.
+        numbers: Headers of columns that end at the right.
     """
     from rich.console import Console
     from rich.table import Table
@@ -26,7 +27,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, (header, *cells) in enumerate(zip(headers, *rows, strict=True)):
         if any(cells):
-            table.add_column(header, no_wrap=index == 0, overflow="fold")
+            side: Any = "right" if header in numbers else "left"
+            table.add_column(header, no_wrap=index == 0, overflow="fold", justify=side)
             columns.append(cells)
     for row in zip(*columns, strict=True):
         table.add_row(*row)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from adaptkit.errors import AdaptkitError, FitError
-from adaptkit.memory.fit import tokens_with_room
+from adaptkit.memory.fit import OF_A_PASS, least_of, tokens_with_room
 from adaptkit.memory.plan import MemoryPlan
 from adaptkit.memory.planner import Changes, Planner
 from adaptkit.recipe import Recipe
@@ -47,18 +47,15 @@ def settle_training(recipe: Recipe, planner: Planner) -> tuple[Recipe, list[str]
     usual = without_auto(recipe)
     if planner.device.type == "cpu" or not _open(recipe):
         return usual, []
-    least: tuple[Recipe, MemoryPlan] | None = None
-    for candidate in _candidates(recipe, planner):
-        plan = planner.try_plan(candidate)
-        if isinstance(plan, AdaptkitError):
-            if candidate == usual:
-                return usual, [f"how much memory the run needs is not known: {plan.problems[0].found}"]
-            continue
-        if planner.fits(plan):
-            return _grown(recipe, candidate, planner, plan)
-        least = min(least or (candidate, plan), (candidate, plan), key=lambda pair: pair[1].needed)
-    assert least is not None  # the usual one was planned
-    return least[0], [f"{_said(least[0], recipe)}by plan that still does not fit: {_needs(least[1], planner)}"]
+    plan = planner.try_plan(usual)
+    if isinstance(plan, AdaptkitError):
+        return usual, [f"how much memory the run needs is not known: {plan.problems[0].found}"]
+    candidates = list(_candidates(recipe, planner))
+    found = _first_that_fits(candidates, planner)
+    if found is not None:
+        return _grown(recipe, *found, planner)
+    candidate, plan = _least(candidates, planner)
+    return candidate, [f"{_said(candidate, recipe)}by plan that still does not fit: {_needs(plan, planner)}"]
 
 
 def settle_strategy(recipe: Recipe, options: AutoOptions, planner: Planner) -> tuple[Recipe, list[str]]:
@@ -74,12 +71,16 @@ def settle_strategy(recipe: Recipe, options: AutoOptions, planner: Planner) -> t
     for name in options.among:
         try:
             candidate = planner.changed(recipe, {"strategy": name})
-            plan = planner.plan(settle_training(candidate, planner)[0])
+            planner.plan(without_auto(candidate))
         except AdaptkitError as error:
             rejected.append(f"{name}: {error.problems[0].found}")
             continue
-        if planner.fits(plan):
+        candidates = list(_candidates(candidate, planner))
+        if _first_that_fits(candidates, planner) is not None:
+            plan = planner.plan(settle_training(candidate, planner)[0])
             return candidate, [*rejected, f"{name} is chosen: {_needs(plan, planner)}"]
+        # Who saves most needs least: the last two, one with as many tokens as usual, one with fewer.
+        _, plan = _least([candidates[0], *candidates[-2:]], planner)
         rejected.append(f"{name}: does not fit, {_needs(plan, planner)}")
     raise FitError(
         f"no strategy of {', '.join(options.among)} fits into {planner.limit / GIB:.1f} GiB",
@@ -101,7 +102,10 @@ def _with(recipe: Recipe, values: Changes) -> Recipe:
 
 
 def _candidates(recipe: Recipe, planner: Planner) -> Iterator[Recipe]:
-    """Yields recipes that need less and less memory, and more and more time."""
+    """Yields recipes that need less and less memory, and more and more time; on a CPU only the usual one."""
+    if planner.device.type == "cpu" or not _open(recipe):
+        yield without_auto(recipe)
+        return
     values = dict(USUAL)
     longest = planner.longest_row(recipe) if "micro_batch_tokens" in _open(recipe) else TOKENS
     before: Recipe | None = None
@@ -115,7 +119,30 @@ def _candidates(recipe: Recipe, planner: Planner) -> Iterator[Recipe]:
             before = candidate
 
 
-def _grown(recipe: Recipe, candidate: Recipe, planner: Planner, plan: MemoryPlan) -> tuple[Recipe, list[str]]:
+def _first_that_fits(candidates: Sequence[Recipe], planner: Planner) -> tuple[Recipe, MemoryPlan] | None:
+    """Returns the first recipe that fits, with its plan; those that cannot fit are not planned."""
+    least: dict[bool, int] = {}  # what is there however little a pass needs, with the embeddings in the host or not
+    for candidate in candidates:
+        offloads = "embeddings" in candidate.training.offload
+        if least.get(offloads, 0) > planner.usable:
+            continue
+        plan = planner.try_plan(candidate)
+        if isinstance(plan, AdaptkitError):
+            continue
+        if planner.fits(plan):
+            return candidate, plan
+        least[offloads] = least_of(plan, OF_A_PASS)
+    return None
+
+
+def _least(candidates: Sequence[Recipe], planner: Planner) -> tuple[Recipe, MemoryPlan]:
+    """Returns the first of those recipes that need least, with its plan."""
+    plans = ((candidate, planner.try_plan(candidate)) for candidate in candidates)
+    planned = [(candidate, plan) for candidate, plan in plans if isinstance(plan, MemoryPlan)]
+    return min(planned, key=lambda pair: pair[1].needed)
+
+
+def _grown(recipe: Recipe, candidate: Recipe, plan: MemoryPlan, planner: Planner) -> tuple[Recipe, list[str]]:
     """Gives a run that fits as many tokens a pass as there is room for, where their number is open."""
     if "micro_batch_tokens" in _open(recipe):
         tokens = min(MOST_TOKENS, tokens_with_room(planner, plan))
@@ -137,4 +164,4 @@ def _said(candidate: Recipe, recipe: Recipe) -> str:
 
 
 def _needs(plan: MemoryPlan, planner: Planner) -> str:
-    return f"{plan.needed / GIB:.2f} GiB of {planner.limit / GIB:.1f}"
+    return f"{plan.needed / GIB:.2f} GiB of {planner.limit / GIB:.1f} GiB"

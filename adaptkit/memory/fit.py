@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adaptkit.errors import AdaptkitError
 from adaptkit.memory.plan import MemoryPlan
 from adaptkit.memory.planner import Changes, Planner
-from adaptkit.memory.trace import ACTIVATIONS, LOGITS
+from adaptkit.memory.trace import ACTIVATIONS, BASE, GRADIENTS, LOGITS, OPTIMIZER, PARTS
 from adaptkit.memory.tracker import WORKSPACE
 from adaptkit.recipe import Recipe
 
 FEWEST_TOKENS = 128  # of a row: shorter ones would be another task
 TILE = 64
 PASSING = (ACTIVATIONS, LOGITS, WORKSPACE)  # what grows with the tokens of a pass
+OF_A_PASS = (*PASSING, GRADIENTS)  # what depends on how a pass is taken: which gradients there are at its peak, too
 EIGHT_BIT = {"adamw": "adamw-8bit"}
 
 
@@ -33,7 +35,7 @@ class Fit:
 
     def __str__(self) -> str:
         """Returns the changes as they are pasted behind a command."""
-        return " ".join(f"{key}={_written(value)}" for key, value in self.changes.items())
+        return " ".join(shlex.quote(f"{key}={_written(value)}") for key, value in self.changes.items())
 
 
 def smallest_change(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Fit | None:
@@ -47,12 +49,19 @@ def smallest_change(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Fit |
     Returns:
         None: nothing helps.
     """
-    for measure in MEASURES:
+    for measure, lowers in MEASURES.items():
+        if least_of(plan, lowers) > planner.usable:
+            continue  # It cannot help alone, so that it need not be planned.
         changes = measure(recipe, planner, plan)
         found = _planned(recipe, planner, changes) if changes else None
         if changes and found and planner.fits(found):
             return Fit(changes, found)
     return _several(recipe, planner, plan)
+
+
+def least_of(plan: MemoryPlan, parts: Collection[str]) -> int:
+    """Returns the bytes that a run needs at least, whatever becomes of some parts of its plan."""
+    return plan.needed - sum(plan.parts[part] for part in parts)
 
 
 def _several(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Fit | None:
@@ -140,28 +149,30 @@ def fewer_bits(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | 
 
 def shorter_rows(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
     """Cuts rows to a half, a quarter … until the run fits."""
-    length, changes = planner.longest_row(recipe) // 2, None
+    length, shorter = planner.longest_row(recipe) // 2, list[Changes]()
     while length >= FEWEST_TOKENS:
-        changes = {"data.max_length": length}
-        if length < recipe.training.pass_tokens:
-            changes["training.micro_batch_tokens"] = length
-        found = _planned(recipe, planner, changes)
-        if found and planner.fits(found):
-            break
+        tokens = {"training.micro_batch_tokens": length} if length < recipe.training.pass_tokens else {}
+        shorter.append({"data.max_length": length, **tokens})
         length //= 2
-    return changes
+    if least_of(plan, OF_A_PASS) <= planner.usable:
+        for changes in shorter[:-1]:
+            found = _planned(recipe, planner, changes)
+            if found and planner.fits(found):
+                return changes
+    return shorter[-1] if shorter else None
 
 
-MEASURES: tuple[Callable[[Recipe, Planner, MemoryPlan], Changes | None], ...] = (
-    selective_checkpointing,
-    whole_checkpointing,
-    fewer_tokens,
-    offload_embeddings,
-    offload_activations,
-    smaller_states,
-    fewer_bits,
-    shorter_rows,
-)
+# With the parts of a plan that each can make smaller; all else that is there at the peak stays.
+MEASURES: Mapping[Callable[[Recipe, Planner, MemoryPlan], Changes | None], Collection[str]] = {
+    selective_checkpointing: OF_A_PASS,
+    whole_checkpointing: OF_A_PASS,
+    fewer_tokens: OF_A_PASS,
+    offload_embeddings: (BASE, *OF_A_PASS),
+    offload_activations: (BASE, *OF_A_PASS),
+    smaller_states: (OPTIMIZER,),
+    fewer_bits: PARTS,
+    shorter_rows: OF_A_PASS,
+}
 
 
 def _written(value: Any) -> str:

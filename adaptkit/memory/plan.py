@@ -119,7 +119,7 @@ def _impossible(recipe: Recipe, error: Exception) -> ModelError:
     return ModelError(
         f"{recipe.strategy.name!r} on {recipe.model.name!r} cannot be planned: {reason}",
         where="strategy",
-        fix="run it: the first thing that a run does is to try its longest batch",
+        fix="run it: on a GPU its longest batch is tried before the first step, and cut in two if it does not fit",
     )
 
 

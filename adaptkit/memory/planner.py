@@ -1,20 +1,21 @@
-"""Plans of a recipe and of others like it, on the same rows and the same device."""
+"""Plans of a recipe and of others like it, on the same rows and the same device; none is made twice."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from adaptkit.errors import AdaptkitError
 from adaptkit.memory.plan import MemoryPlan, planned_peak
-from adaptkit.models.precision import choose_numerics
+from adaptkit.models.precision import Numerics, choose_numerics
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.training.preparation import Preparation, prepare
 
 if TYPE_CHECKING:
-    import torch
-
     from adaptkit.registry import Registry
     from adaptkit.strategy import Strategy
     from adaptkit.task import Splits, Task
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 # Of a device's memory: the allocator cannot use all of it, because free pieces lie between used ones.
 USABLE = 0.97
 Changes = Mapping[str, Any]
+# What a plan does not depend on: names of files, and what `Numerics` says already.
+ELSEWHERE: Any = {"output": True, "model": {"precision"}, "training": {"compute", "learning_rate"}}
 
 
 @dataclass
 class Planner:
-    """Makes plans.
+    """Makes plans, and the features that they and the run are made from.
 
     Attributes:
         registry: Of all that is installed.
@@ -34,6 +37,7 @@ class Planner:
         device: Where the run would be.
         limit: Bytes that the device has.
         exact: Whether every block of a model is run.
+        tokenizer_folder: Where a tokenizer that is trained on the rows is kept.
     """
 
     registry: Registry
@@ -41,7 +45,9 @@ class Planner:
     device: torch.device
     limit: int
     exact: bool = False
+    tokenizer_folder: Path | None = None
     _prepared: dict[str, tuple[Task[Any], Preparation]] = field(default_factory=dict)
+    _plans: dict[tuple[str, Numerics], MemoryPlan | AdaptkitError] = field(default_factory=dict)
 
     def plan(self, recipe: Recipe) -> MemoryPlan:
         """Plans a run; ``auto`` for checkpointing and offload is off, a strategy must be named.
@@ -49,12 +55,10 @@ class Planner:
         Raises:
             AdaptkitError: The parts do not go together, or the plan cannot be made.
         """
-        strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
-        task, prepared = self.prepared(recipe, strategy)
-        recipe = self._with_rate(recipe, strategy, prepared)
-        numerics = choose_numerics(recipe, strategy, self.device)
-        factory = self.registry.optimizer(recipe.training.optimizer)
-        return planned_peak(recipe, strategy, task, prepared, numerics, factory, exact=self.exact)
+        found = self.try_plan(recipe)
+        if isinstance(found, AdaptkitError):
+            raise found
+        return found
 
     def fits(self, plan: MemoryPlan) -> bool:
         """Returns whether a run has room on the device."""
@@ -67,10 +71,15 @@ class Planner:
 
     def try_plan(self, recipe: Recipe) -> MemoryPlan | AdaptkitError:
         """Plans a run, or returns why it cannot be."""
-        try:
-            return self.plan(recipe)
-        except AdaptkitError as error:
-            return error
+        strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
+        numerics = choose_numerics(recipe, strategy, self.device)
+        key = recipe.model_dump_json(exclude=ELSEWHERE), numerics
+        if key not in self._plans:
+            try:
+                self._plans[key] = self._made(recipe, strategy, numerics)
+            except AdaptkitError as error:
+                self._plans[key] = error
+        return self._plans[key]
 
     def changed(self, recipe: Recipe, changes: Changes) -> Recipe:
         """Returns a recipe with other values.
@@ -99,14 +108,21 @@ class Planner:
 
     def prepared(self, recipe: Recipe, strategy: Strategy[Any]) -> tuple[Task[Any], Preparation]:
         """Returns the task and the features, made once for all recipes that read the rows alike."""
-        parts = (recipe.model, recipe.task, recipe.data)
-        key = "\n".join([*(part.model_dump_json() for part in parts), str(strategy.extra_positions())])
+        base = recipe.model.model_dump_json(exclude={"precision"})
+        parts = (recipe.task.model_dump_json(), recipe.data.model_dump_json(), str(strategy.extra_positions()))
+        key = "\n".join((base, *parts))
         if key not in self._prepared:
             task = self.registry.make_task(recipe.task)
             task.prepare(self.splits, recipe.data)
-            self._prepared[key] = task, prepare(recipe, strategy, task, self.splits)
+            kept = self.tokenizer_folder
+            self._prepared[key] = task, prepare(recipe, strategy, task, self.splits, tokenizer_folder=kept)
         return self._prepared[key]
 
-    def _with_rate(self, recipe: Recipe, strategy: Strategy[Any], prepared: Preparation) -> Recipe:
+    def _made(self, recipe: Recipe, strategy: Strategy[Any], numerics: Numerics) -> MemoryPlan:
+        task, prepared = self.prepared(recipe, strategy)
         rate = recipe.training.learning_rate or strategy.learning_rate(prepared.source.family)
-        return recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
+        factory = self.registry.optimizer(recipe.training.optimizer)
+        # PyTorch warns of sparse tensors that are not checked, where nobody said that they need not be.
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+            return planned_peak(recipe, strategy, task, prepared, numerics, factory, exact=self.exact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adaptkit.cli.app import app
-from adaptkit.errors import FitError
+from adaptkit.errors import FitError, RecipeError
 from adaptkit.memory.planner import USABLE
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import Registry, load_registry
@@ -165,7 +166,7 @@ def test_the_command_names_a_change_that_fits(tmp_path: Path) -> None:
     assert isinstance(result.exception, FitError)
     (problem,) = result.exception.problems
     assert problem.fix is not None
-    change = problem.fix.partition("GiB: ")[2].split()
+    change = shlex.split(problem.fix.partition("GiB: ")[2])
     assert CliRunner().invoke(app, ["plan", recipe, *change, "--gpu", size]).exit_code == 0
 
 
@@ -273,3 +274,36 @@ def test_recorded_passes_of_several_shapes_keep_gradients_each(monkeypatch: pyte
     assert more > 0
     assert more % parts[0]["adapter"] == 0
     assert more // parts[0]["adapter"] <= MOST - 1
+
+
+@pytest.mark.parametrize("size", ["abc", "0GB", "-4GB", "24XB", ""])
+def test_a_size_that_is_none_is_said_so(size: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", written(tmp_path), f"--gpu={size}"])
+    if not size:  # this machine's
+        assert result.exit_code == 0
+        return
+    assert isinstance(result.exception, RecipeError)
+    assert "24GB" in str(result.exception)
+
+
+def test_every_stage_is_planned(tmp_path: Path) -> None:
+    stages = [{"strategy": "last-layers"}, {"strategy": "full"}]
+    recipe = json.loads(Path(written(tmp_path)).read_text(encoding="utf-8"))
+    del recipe["strategy"]
+    Path(tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "stages": stages}), encoding="utf-8")
+    result = CliRunner().invoke(app, ["plan", str(tmp_path / "recipe.yaml"), "--gpu", "24GB"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("it fits") == 2
+    assert result.output.index("stage 1 of 2: last-layers") < result.output.index("stage 2 of 2: full")
+
+
+def test_a_change_with_brackets_can_be_pasted() -> None:
+    from adaptkit.memory.fit import Fit
+
+    changes = {"training.offload": ["embeddings", "activations"], "training.gradient_checkpointing": True}
+    pasted = str(Fit(changes, plan=None))  # type: ignore[arg-type]
+    assert shlex.split(pasted) == [
+        "training.offload=[embeddings,activations]",
+        "training.gradient_checkpointing=true",
+    ]
+    assert "'training.offload=[" in pasted  # a shell takes bare brackets for a pattern
