@@ -6,8 +6,10 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,12 +22,13 @@ from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
 from adaptkit.models.compatibility import check_compatibility
 from adaptkit.models.family import local_family
-from adaptkit.planning import as_settled, settle_memory
+from adaptkit.planning import as_settled, make_planner, settle_memory
 from adaptkit.recipe import Recipe, StagedRecipe, dump_recipe, load_recipe
 from adaptkit.registry import AutoOptions, Registry, load_registry
 from adaptkit.stages import check_stages, run_stages
 
 if TYPE_CHECKING:
+    from adaptkit.memory.planner import Planner
     from adaptkit.session import Session
     from adaptkit.strategy import Strategy
     from adaptkit.task import Splits, Task
@@ -62,38 +65,43 @@ def run(
         return _run(recipe, registry, console, resume=resume)
     folder = RunFolder(Path(recipe.output))
     check(recipe, *choose(recipe, registry), registry)
-    written = _begin(recipe, registry, folder, console, resume=resume)
-    assert isinstance(written, StagedRecipe)
-    return run_stages(written, partial(_run, registry=registry, console=console), console, resume=resume)
+    with _opened(folder, resume=resume):
+        written, _ = _begin(recipe, registry, folder, console, resume=resume)
+        assert isinstance(written, StagedRecipe)
+        return run_stages(written, partial(_run, registry=registry, console=console), console, resume=resume)
 
 
-def _run(recipe: Recipe, registry: Registry, console: Console, *, resume: bool) -> Run:
+def _run(recipe: Recipe, registry: Registry, console: Console, *, resume: bool, shows_rows: bool = True) -> Run:
     """Runs a recipe that has no stages."""
     started = time.monotonic()
     folder = RunFolder(Path(recipe.output))
     strategy, task = choose(recipe, registry)
     splits, data = check(recipe, strategy, task, registry), fingerprints(recipe.data)
-    recipe = _begin(recipe, registry, folder, console, splits, resume=resume)
-    strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)  # that may have been left to the memory
-    from adaptkit.session import Session
+    with _opened(folder, resume=resume):
+        recipe, planner = _begin(recipe, registry, folder, console, splits, resume=resume)
+        assert planner is not None  # there are rows
+        strategy = registry.strategy(recipe.strategy.name)(recipe.strategy)  # that may have been left to the memory
+        from adaptkit.session import Session
 
-    if folder.results.is_file():
-        logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
-        return Run(folder.path)
-    session = Session(
-        recipe=recipe,
-        registry=registry,
-        strategy=strategy,
-        task=task,
-        splits=splits,
-        data=data,
-        folder=folder,
-        console=console,
-    )
-    results = _train(session, resume=resume)
-    results["seconds"] = session.seconds_before + time.monotonic() - started
-    write_text(folder.card, model_card(recipe, results, str(folder.path)))
-    write_json(folder.results, results)
+        if folder.results.is_file():
+            logger.warning("the run in %s is finished: there is nothing to resume", folder.path)
+            return Run(folder.path)
+        session = Session(
+            recipe=recipe,
+            registry=registry,
+            strategy=strategy,
+            task=task,
+            splits=splits,
+            planner=planner,
+            data=data,
+            folder=folder,
+            console=console,
+            shows_rows=shows_rows,
+        )
+        results = _train(session, resume=resume)
+        results["seconds"] = session.seconds_before + time.monotonic() - started
+        write_text(folder.card, model_card(recipe, results, str(folder.path)))
+        write_json(folder.results, results)
     registry.fire("adaptkit_train_end", run=session.info)
     return Run(folder.path)
 
@@ -180,11 +188,12 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     written = folder.recipe.read_text(encoding="utf-8")
     if written != dump_recipe(recipe):
         changed = sorted(set(dump_recipe(recipe).splitlines()) ^ set(written.splitlines()))
+        resumed = f"adaptkit run {quote(str(folder.recipe))} --resume"
         raise RecipeError(
             "the recipe is not the one that the run began with",
             where=str(folder.recipe),
             allowed="the same recipe: " + "; ".join(line.strip() for line in changed[:6]) + " differ",
-            fix=f"resume with the run's own recipe: adaptkit run {folder.recipe} --resume, or start a new run",
+            fix=f"resume with the run's own recipe: {resumed}, or start a new run",
         )
 
 
@@ -236,8 +245,8 @@ def _begin(
     splits: Splits | None = None,
     *,
     resume: bool,
-) -> Recipe:
-    """Opens the folder of a run, and returns its recipe as it stands in it.
+) -> tuple[Recipe, Planner | None]:
+    """Returns the recipe of a run as it stands in its folder, which is this process's, and what has planned it.
 
     Args:
         recipe: May leave settings to the memory.
@@ -247,15 +256,14 @@ def _begin(
         splits: The rows, by which such settings are chosen; None: stages of their own do that.
         resume: Whether the run goes on.
     """
-    _open_folder(folder, resume=resume)
     if resume and splits is not None:
         recipe = as_settled(recipe, load_recipe(folder.recipe, resolver=registry))
-    recipe = _load_libraries(recipe, registry, folder, console, splits, resume=resume)
+    recipe, planner = _load_libraries(recipe, registry, folder, console, splits, resume=resume)
     if resume:
         check_same(folder, recipe)
     else:
         write_text(folder.recipe, dump_recipe(recipe))
-    return recipe
+    return recipe, planner
 
 
 def _load_libraries(
@@ -266,17 +274,20 @@ def _load_libraries(
     splits: Splits | None,
     *,
     resume: bool,
-) -> Recipe:
+) -> tuple[Recipe, Planner | None]:
     """Imports all that a run needs, and returns its recipe as it is written down; a failure gives the folder up."""
+    planner = None
     try:
         with console.status("loading the libraries"):
             import adaptkit.session  # noqa: F401
 
         if splits is not None:
-            recipe, lines = settle_memory(recipe, registry, splits)
+            planner = make_planner(registry, splits, tokenizer_folder=folder.tokenizer)
+            with console.status("planning the memory"):
+                recipe, lines = settle_memory(recipe, planner)
             for line in lines:
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
-        return settled(recipe, registry)
+        return settled(recipe, registry), planner
     except BaseException:
         if not resume:
             folder.release()
@@ -293,13 +304,6 @@ def _train(session: Session, *, resume: bool) -> dict[str, Any]:
         raise
 
 
-def _open_folder(folder: RunFolder, *, resume: bool) -> None:
-    """Claims the folder for a new run, or makes sure that it holds one to be resumed."""
-    if not resume:
-        folder.claim()
-    elif not folder.recipe.is_file():
-        raise RecipeError(
-            f"there is no run to resume in {str(folder.path)!r}",
-            where="output",
-            fix="start it without --resume, or name the folder of the run: output=runs/NAME",
-        )
+def _opened(folder: RunFolder, *, resume: bool) -> AbstractContextManager[None]:
+    """Keeps other runs out of a folder: one that a new run claims, or that holds one to be resumed."""
+    return folder.resumed() if resume else folder.claimed()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -16,11 +17,11 @@ from rich.console import Console
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.merging import on_plain_model
 from adaptkit.artifact.saving import save_adapter
-from adaptkit.errors import CheckpointError, ModelError, PluginError, Problem, RunInterruptedError, TrainingError
+from adaptkit.errors import CheckpointError, PluginError, Problem, RunInterruptedError, TrainingError
 from adaptkit.hookspecs import RunInfo, StepRecord
-from adaptkit.memory.plan import MemoryPlan, planned_peak
+from adaptkit.memory.plan import MemoryPlan
+from adaptkit.memory.planner import Planner
 from adaptkit.models.building import build_model
-from adaptkit.models.precision import choose_numerics
 from adaptkit.recipe import Recipe
 from adaptkit.registry import Registry
 from adaptkit.reporting.metrics_log import MetricsLog
@@ -46,7 +47,6 @@ from adaptkit.training.interrupts import StopSignals
 from adaptkit.training.isolation import reads_padding
 from adaptkit.training.loop import training_steps
 from adaptkit.training.optim import optimizer_name
-from adaptkit.training.preparation import prepare
 from adaptkit.training.rehearsal import has_own_memory
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job, use_frozen_features
@@ -66,9 +66,11 @@ class Session:
         strategy: Adapts the model.
         task: Has been prepared.
         splits: The rows.
+        planner: Has what was made of the rows, and the plan, where the recipe left something to the memory.
         data: sha256 of each source, by the name that the recipe gives it.
         folder: Claimed for this run.
         console: Where progress is reported.
+        shows_rows: Whether the rows are shown as the model reads them.
     """
 
     def __init__(
@@ -79,12 +81,16 @@ class Session:
         strategy: Strategy[Any],
         task: Task[Any],
         splits: Splits,
+        planner: Planner,
         data: Mapping[str, str],
         folder: RunFolder,
         console: Console,
+        shows_rows: bool = True,
     ) -> None:
         self.recipe, self.registry, self.strategy, self.task = recipe, registry, strategy, task
         self.splits, self.data, self.folder, self.console = splits, data, folder, console
+        self._planner = planner
+        self.shows_rows = shows_rows
         self.info = RunInfo(recipe, folder.path, total_steps=0)  # known when the rows are tokenized
         self._failure: PluginError | None = None
         self._built = False
@@ -111,7 +117,8 @@ class Session:
     def _train(self, resume: bool) -> dict[str, Any]:
         with self.console.status("tokenizing the rows"):
             self._prepare()
-        self._show()
+        if self.shows_rows:
+            self._show()
         self._plan()
         with self.console.status(f"loading {self.recipe.model.name}"):
             self._build()
@@ -129,8 +136,7 @@ class Session:
 
     def _prepare(self) -> None:
         """Turns the rows into features; from now on the number of steps is known."""
-        recipe = on_plain_model(self.recipe)
-        self.prepared = prepare(recipe, self.strategy, self.task, self.splits, tokenizer_folder=self.folder.tokenizer)
+        self.task, self.prepared = self._planner.prepared(on_plain_model(self.recipe), self.strategy)
         self.info.total_steps = total_steps(len(self.prepared.train), self.recipe.training)
 
     def _show(self) -> None:
@@ -140,18 +146,14 @@ class Session:
 
     def _plan(self) -> None:
         """Plans the peak of memory, where the device has memory of its own, to be held against the measured one."""
-        numerics, training = choose_numerics(self.recipe, self.strategy), self.recipe.training
-        if not has_own_memory(numerics.device):
+        if not has_own_memory(self._planner.device):
             return
-        strategy = self.registry.strategy(self.strategy.name)(self.strategy.options)
-        rate = training.learning_rate or 1.0  # memory does not depend on it
-        recipe = self.recipe.model_copy(update={"training": training.model_copy(update={"learning_rate": rate})})
-        factory = self.registry.optimizer(training.optimizer)
-        try:
-            with self.console.status("planning the memory"):
-                self._planned = planned_peak(recipe, strategy, self.task, self.prepared, numerics, factory)
-        except ModelError as error:  # what cannot be planned can be run
-            self._print(f"note: {error.problems[0].found}")
+        with self.console.status("planning the memory"):
+            plan = self._planner.try_plan(on_plain_model(self.recipe))
+        if isinstance(plan, MemoryPlan):
+            self._planned = plan
+        else:  # what cannot be planned can be run
+            self._print(f"note: {plan.problems[0].found}")
 
     def _build(self) -> None:
         """Builds the adapted model and the job."""
@@ -354,7 +356,7 @@ class Session:
         raise RunInterruptedError(
             f"stopped by {signal} after step {self.job.step} of {self.job.total_steps}; the state is saved",
             where=str(path),
-            fix=f"continue with: adaptkit run {self.folder.recipe} --resume",
+            fix=f"continue with: adaptkit run {quote(str(self.folder.recipe))} --resume",
         )
 
     # -- after the last step -------------------------------------------------------------------------

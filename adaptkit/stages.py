@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptkit.artifact.folder import RunFolder, write_json
@@ -32,8 +33,8 @@ HALVES = ("SEQ_CLS", "TOKEN_CLS")
 class RunOne(Protocol):
     """Runs a recipe that has no stages, and returns the finished run."""
 
-    def __call__(self, recipe: Recipe, *, resume: bool) -> Run:
-        """Begins the run in the recipe's output folder, or goes on with it."""
+    def __call__(self, recipe: Recipe, *, resume: bool, shows_rows: bool) -> Run:
+        """Begins the run in the recipe's output folder, or goes on with it; perhaps shows the rows first."""
         ...
 
 
@@ -85,6 +86,7 @@ def run_stages(recipe: StagedRecipe, run_one: RunOne, console: Console, *, resum
     """
     whole, stages = RunFolder(Path(recipe.output)), chained(recipe)
     write_json(whole.stages, {"stages": [Path(stage.output).name for stage in stages]})
+    shows_rows = True  # all stages read the same ones
     for number, stage in enumerate(stages, 1):
         folder = RunFolder(Path(stage.output))
         begun = resume and folder.recipe.is_file()
@@ -94,9 +96,10 @@ def run_stages(recipe: StagedRecipe, run_one: RunOne, console: Console, *, resum
         if not begun:
             folder.release()
         try:
-            last = run_one(stage, resume=begun)
+            last = run_one(stage, resume=begun, shows_rows=shows_rows)
+            shows_rows = False
         except RunInterruptedError as error:
-            fix = f"continue with: adaptkit run {whole.recipe} --resume"
+            fix = f"continue with: adaptkit run {quote(str(whole.recipe))} --resume"
             raise RunInterruptedError([replace(problem, fix=fix) for problem in error.problems]) from error
         except BaseException:
             if not resume:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from adaptkit.recipe import TaskOptions
@@ -41,10 +41,16 @@ class Row:
     Attributes:
         values: Column to value, as the file has it.
         where: ``file:line`` or ``file, row k`` for error messages.
+        columns: The column that each role was read from, for error messages.
     """
 
     values: Mapping[str, Any]
     where: str
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def place(self, role: str) -> str:
+        """Returns where a file has what the row has in a role."""
+        return f"{self.where}, column {self.columns.get(role, role)!r}"
 
 
 @dataclass(frozen=True)

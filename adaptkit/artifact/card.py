@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from adaptkit.recipe import Recipe
@@ -24,6 +25,6 @@ def model_card(recipe: Recipe, results: Mapping[str, Any], directory: str) -> st
 - {results["trainable_parameters"]:,} of {results["total_parameters"]:,} parameters trained.
 - `recipe.yaml` is the whole recipe; `adapter/adaptkit.json` says what it was made from.
 
-    adaptkit predict {directory} --text "..."
-    adaptkit evaluate {directory} --data FILE
+    adaptkit predict {quote(directory)} --text "..."
+    adaptkit evaluate {quote(directory)} --data FILE
 """

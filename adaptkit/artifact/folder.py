@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import CheckpointError, RecipeError
+from adaptkit.locks import InUseError, sole_writer
 from adaptkit.models.family import read_json
 
 
@@ -65,37 +67,88 @@ class RunFolder:
         """The model card."""
         return self.path / "README.md"
 
-    def claim(self) -> None:
-        """Makes the folder for a new run.
+    @property
+    def lock(self) -> Path:
+        """There while a process writes into the folder, and left behind by one that was killed."""
+        return self.path / ".lock"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the folder for a new run, and keeps others out of it.
 
         Raises:
-            RecipeError: Something is there already; nothing is ever overwritten.
+            RecipeError: Something is there already, as nothing is ever overwritten; or another run is about to begin.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        # A folder of somebody else gets no lock; in one with a lock, whoever has it is the better message.
+        try:
+            if not os.path.exists(self.lock):
+                self._check_free()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"the output folder {str(self.path)!r} cannot be made: {getattr(error, 'strerror', None) or error}",
+                where="output",
+                fix="name a folder that you may write to: output=runs/NAME",
+            ) from error
+        with self._locked():
+            self._check_free()
+            yield
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Keeps others out of a folder whose run goes on.
+
+        Raises:
+            RecipeError: No run has begun there, or another process is at work on it.
+        """
+        if not os.path.isfile(self.recipe):
+            raise RecipeError(
+                f"there is no run to resume in {str(self.path)!r}",
+                where="output",
+                fix="start it without --resume, or name the folder of the run: output=runs/NAME",
+            )
+        with self._locked():
+            yield
+
+    def _check_free(self) -> None:
+        """Raises where there is something that a new run would mix with."""
+        if os.path.exists(self.path) and (not self.path.is_dir() or set(os.listdir(self.path)) - {self.lock.name}):
             raise RecipeError(
                 f"the output folder {str(self.path)!r} is not empty",
                 where="output",
                 fix="continue it with --resume, start beside it with --new, or name another folder: output=runs/NAME",
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecipeError(
-                f"the output folder {str(self.path)!r} cannot be made: {error.strerror}",
-                where="output",
-                fix="name a folder that you may write to: output=runs/NAME",
-            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(sole_writer(self.lock))
+            except InUseError as holder:
+                raise RecipeError(
+                    f"another run writes into the output folder {str(self.path)!r}",
+                    where=f"{holder}, which has locked {self.lock}",
+                    fix="wait until it has ended (one that was killed has), or name another folder: output=runs/NAME",
+                ) from None
+            except OSError as error:
+                raise RecipeError(
+                    f"the output folder {str(self.path)!r} cannot be written: {error.strerror}",
+                    where="output",
+                    fix="make it writable, or name a folder that you may write to: output=runs/NAME",
+                ) from error
+            yield
 
     def release(self) -> None:
         """Gives the folder up where a run has left only what it began with: it ended before its first step."""
         begun_with = {self.recipe.name, f".tmp-{self.recipe.name}", self.stages.name, self.tokenizer.name}
+        begun_with.add(self.lock.name)
         if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= begun_with:
             shutil.rmtree(self.path)
 
     def next_free(self) -> RunFolder:
         """Returns this folder if it is free, else ``NAME-2``, ``NAME-3`` …"""
         candidate, number = self.path, 1
-        while candidate.exists():
+        while os.path.exists(candidate):
             number += 1
             candidate = self.path.with_name(f"{self.path.name}-{number}")
         return RunFolder(candidate)
@@ -120,6 +173,14 @@ def last_stage(folder: Path) -> Path:
             fix="restore the file, or name the folder of a stage",
         )
     return folder / last
+
+
+def stages_up_to(folder: Path) -> list[Path]:
+    """Returns the folders of the stages of a run up to the one in a folder; that one alone where it is no stage."""
+    names = (read_json(RunFolder(folder.parent).stages) or {}).get("stages")
+    if not isinstance(names, list) or folder.name not in names:
+        return [folder]
+    return [folder.parent / str(name) for name in names[: names.index(folder.name) + 1]]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from adaptkit.artifact.folder import RunFolder, write_json
 from adaptkit.artifact.run import Run
 from adaptkit.artifact.saving import PROVENANCE
 from adaptkit.errors import ModelError
+from adaptkit.locks import sole_writer
 from adaptkit.models.family import read_json
 from adaptkit.models.local import check_local, is_run
 from adaptkit.recipe import ModelSpec, Precision, Recipe
@@ -125,13 +126,9 @@ def plain_model(folder: Path) -> Path:
     run = Run(folder)
     _check_mergeable(run)
     try:
-        with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
-            staged = Path(temporary) / target.name
-            staged.mkdir()
-            _write(run, staged)
-            write_json(staged / PROVENANCE, _stamp(folder))
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(staged, target)
+        with sole_writer(RunFolder(folder).lock, waits_for=f"the plain model of {str(folder)!r}"):
+            if not _is_fresh(folder):  # another run, for which this one has waited, may have made it
+                _make(run, target)
     except OSError as error:
         raise ModelError(
             f"the run's plain model cannot be written: {error.strerror or error}",
@@ -139,6 +136,18 @@ def plain_model(folder: Path) -> Path:
             fix="make room, or make the run's folder writable: a run becomes a plain model when another starts from it",
         ) from error
     return target
+
+
+def _make(run: Run, target: Path) -> None:
+    """Puts a run's plain model into its folder, in the place of one of other tensors."""
+    folder = target.parent
+    with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
+        staged = Path(temporary) / target.name
+        staged.mkdir()
+        _write(run, staged)
+        write_json(staged / PROVENANCE, _stamp(folder))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staged, target)
 
 
 def _stamp(folder: Path) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.artifact.folder import RunFolder, last_stage
+from adaptkit.artifact.folder import RunFolder, last_stage, stages_up_to
 from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
 from adaptkit.data.digest import file_sha256
 from adaptkit.data.splits import load_rows, load_split
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
     from adaptkit.task import BaseModel, Task
 
 
+# What the record of a run has in any case, and of which kind it is.
+PARTS: Mapping[str, type] = {
+    "recipe": dict,
+    "task_state": dict,
+    "tensors": str,
+    "base.fingerprint": str,
+    "base.precision": str,
+}
+RESTORE = "restore the file from a copy, or run the recipe again"
+
+
 def load(path: str | Path) -> Run:
     """Loads a finished run from its folder (or from its ``adapter/`` folder alone); of one with stages the last.
 
@@ -44,7 +56,7 @@ def load(path: str | Path) -> Run:
         raise CheckpointError(
             f"the run in {str(folder)!r} has not finished its last stage",
             where=str(last),
-            fix=f"finish it: adaptkit run {RunFolder(folder).recipe} --resume",
+            fix=f"finish it: adaptkit run {quote(str(RunFolder(folder).recipe))} --resume",
         )
     return Run(last)
 
@@ -69,7 +81,11 @@ class Run:
         self.strategy: Strategy[Any] = self._registry.strategy(self.recipe.strategy.name)(self.recipe.strategy)
         self.results: dict[str, Any] = _read_json(RunFolder(directory).results) or {}
         self.task: Task[Any] = self._registry.make_task(self.recipe.task)
-        self.task.load_state(self._record["task_state"])
+        try:
+            self.task.load_state(self._record["task_state"])
+        except (LookupError, TypeError, ValueError) as error:
+            found = f"what the run has learned of its rows is damaged: {type(error).__name__}: {error}"
+            raise CheckpointError(found, where=str(self._adapter / PROVENANCE), fix=RESTORE) from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, strategy={self.recipe.strategy.name!r}, metrics={self.metrics})"
@@ -78,6 +94,12 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """Figures of the kept step, named ``eval/...``."""
         return dict(self.results.get("metrics") or {})
+
+    @property
+    def seconds(self) -> float:
+        """From reading the recipe to the saved artifact; of a stage with those before it."""
+        results = [_read_json(RunFolder(folder).results) or {} for folder in stages_up_to(self.directory)]
+        return sum(float(result.get("seconds", 0.0)) for result in results)
 
     @property
     def model(self) -> Any:
@@ -284,11 +306,11 @@ class Run:
         from safetensors.torch import load_file
 
         path = self._adapter / TENSORS
-        fix = "restore the file from a copy, or run the recipe again"
         if not path.is_file():
-            raise CheckpointError("the adapter's tensors are missing", where=str(path), fix=fix)
-        if file_sha256(path) != self._record.get("tensors"):
-            raise CheckpointError("the adapter's tensors have changed since they were saved", where=str(path), fix=fix)
+            raise CheckpointError("the adapter's tensors are missing", where=str(path), fix=RESTORE)
+        if file_sha256(path) != self._record["tensors"]:
+            found = "the adapter's tensors have changed since they were saved"
+            raise CheckpointError(found, where=str(path), fix=RESTORE)
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
 
@@ -323,13 +345,17 @@ def _read_record(path: Path, directory: Path) -> dict[str, Any]:
             allowed=str(FORMAT_VERSION),
             fix="load it with the version of adaptkit that wrote it",
         )
+    base = record.get("base")
+    parts = {**record, **{f"base.{key}": value for key, value in (base if isinstance(base, dict) else {}).items()}}
+    if lacking := [part for part, kind in PARTS.items() if not isinstance(parts.get(part), kind)]:
+        raise CheckpointError(f"the record lacks {', '.join(lacking)}", where=str(path), fix=RESTORE)
     return record
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the file is damaged: {error}", where=str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import typer
 from adaptkit.cli import author, check, doctor, inspect, plan, train, use
 from adaptkit.cli.quiet import quiet_libraries
 from adaptkit.errors import AdaptkitError, Problem
+
+# A full disk, a folder of somebody else: nothing that a change of adaptkit would help against.
+OF_THE_MACHINE = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 app = typer.Typer(
     name="adaptkit",
@@ -61,9 +65,17 @@ def main() -> None:
     except AdaptkitError as error:
         _fail(error, error.problems, error.exit_code, debug=debug)
     except Exception as error:
-        found = f"unexpected {type(error).__name__}: {error}"
-        fix = "this is a fault of adaptkit or of a plugin: report what the same command prints with --debug"
-        _fail(error, [Problem(found, fix=fix)], 1, debug=debug)
+        _fail(error, [_unforeseen(error)], 1, debug=debug)
+
+
+def _unforeseen(error: Exception) -> Problem:
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        fix = "make room or give access, then start again; a run that has begun goes on with --resume"
+        return Problem(f"the system refuses: {error.strerror}", where=error.filename, fix=fix)
+    found = f"unexpected {type(error).__name__}: {error}"
+    return Problem(
+        found, fix="this is a fault of adaptkit or of a plugin: report what the same command prints with --debug"
+    )
 
 
 def _fail(error: Exception, problems: Sequence[Problem], code: int, *, debug: bool) -> None:

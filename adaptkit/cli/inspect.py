@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -154,7 +154,7 @@ def _print_plan(stages: Sequence[Recipe], task: Task[Any], splits: Splits) -> No
         steps = _steps(stage, task, splits)
         print(f"  steps:   {steps}" if len(stages) == 1 else f"  stage {number}: {stage.strategy.name}, steps: {steps}")
     output = stages[-1].output
-    taken = "; there already: the run needs --new or --resume" if Path(output).exists() else ""
+    taken = "; there already: the run needs --new or --resume" if os.path.exists(output) else ""
     print(f"  output:  {output}{taken}")
 
 

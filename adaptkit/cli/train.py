@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -38,9 +39,9 @@ def run(
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     finished = run_recipe(recipe, overrides or (), resume=resume, new=new, console=console)
     figures = "  ".join(f"{name} {value:.4f}" for name, value in finished.metrics.items())
-    console.print(f"done in {duration(finished.results['seconds'])}: {figures or 'nothing was evaluated'}")
+    console.print(f"done in {duration(finished.seconds)}: {figures or 'nothing was evaluated'}")
     console.print(f"saved in {finished.directory}")
-    console.print(f'ask it:  adaptkit predict {finished.directory} --text "…"')
+    console.print(f'ask it:  adaptkit predict {quote(str(finished.directory))} --text "…"')
 
 
 def preview(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,7 +45,7 @@ def predict(
 ) -> None:
     """Ask a finished run; prints one JSON object a text."""
     if bool(text) == (file is not None):
-        raise RecipeError("predict needs either --text or --file", fix=f'adaptkit predict {run} --text "…"')
+        raise RecipeError("predict needs either --text or --file", fix=f'adaptkit predict {quote(run)} --text "…"')
     finished = _load(run, base=base)
     predictions = finished.predict(text) if text else finished.predict_file(str(file))
     for prediction in predictions:

@@ -156,7 +156,7 @@ def select_columns(
             problems.append(Problem(found, lacking[0].where, enumerate_names(list(lacking[0].values)), fix))
     if problems:
         raise DataError(problems)
-    return [Row(_selected(row, column_of), row.where) for row in rows]
+    return [Row(_selected(row, column_of), row.where, column_of) for row in rows]
 
 
 def _selected(row: Row, column_of: Mapping[str, str]) -> dict[str, Any]:

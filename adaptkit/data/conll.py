@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from adaptkit.task import Row
 
 DOCUMENT = re.compile(r"-DOCSTART-|# newdoc\b")
 CONLLU_FIELDS = 10
+# How comments say something of a sentence: # sent_id = 7
+KEY_AND_VALUE = re.compile(r"# \S+ = ")
 NO_WORD = re.compile(r"\d+[-.]\d+")
 
 
@@ -33,6 +35,8 @@ class _Sentence:
 def read_conll(path: Path) -> list[Row]:
     """Reads CoNLL's columns, cut at tabs or else at spaces: the token comes first, its tag last.
 
+    Lines that begin with ``# `` in front of a sentence are comments, unless they have the fields and a tag of a word.
+
     Returns:
         A row a sentence: ``tokens``, ``tags`` unless the file has tokens only, and ``document``, by which the
         sentences between two ``-DOCSTART-`` lines belong together.
@@ -40,9 +44,11 @@ def read_conll(path: Path) -> list[Row]:
     Raises:
         DataError: One problem for each line that has not as many fields as most have.
     """
-    sentences = _sentences(path, comment="# ")
+    sentences = _sentences(path, _begins_with_a_sharp)
     widths = Counter(len(line.fields) for sentence in sentences for line in sentence.lines)
     width = max(widths, key=lambda width: (widths[width], width), default=0)
+    tags = {line.fields[-1] for sentence in sentences for line in sentence.lines}
+    sentences = _sentences(path, lambda line: _begins_with_a_sharp(line) and not _is_tagged_sharp(line, width, tags))
     return _rows(path, sentences, width, {"tokens": 0, "tags": -1} if width > 1 else {"tokens": 0})
 
 
@@ -56,7 +62,7 @@ def read_conllu(path: Path) -> list[Row]:
     """
     sentences = [
         _Sentence([line for line in sentence.lines if not NO_WORD.fullmatch(line.fields[0])], sentence.document)
-        for sentence in _sentences(path, comment="#")
+        for sentence in _sentences(path, lambda line: line.startswith("#"))
     ]
     return _rows(path, sentences, CONLLU_FIELDS, {"tokens": 1, "tags": 3, "xpos": 4})
 
@@ -83,7 +89,23 @@ def _rows(path: Path, sentences: Sequence[_Sentence], width: int, columns: Mappi
     return rows
 
 
-def _sentences(path: Path, *, comment: str) -> list[_Sentence]:
+def _begins_with_a_sharp(line: str) -> bool:
+    return line.startswith("# ")
+
+
+def _is_tagged_sharp(line: str, width: int, tags: Container[str]) -> bool:
+    """Returns whether a line is the word ``#`` at the begin of a sentence, and no comment: its last field tells.
+
+    Args:
+        line: Begins with ``# ``.
+        width: Fields of a line.
+        tags: Last fields of the lines of which it is known that they are words.
+    """
+    fields = _fields(line)
+    return len(fields) == width and fields[-1] in tags and not KEY_AND_VALUE.match(line)
+
+
+def _sentences(path: Path, is_comment: Callable[[str], bool]) -> list[_Sentence]:
     """Cuts a file into sentences; comments may stand between them only, so that a token may be ``#``."""
     documents, document = 0, path.name
     sentences = [_Sentence([], document)]
@@ -95,7 +117,7 @@ def _sentences(path: Path, *, comment: str) -> list[_Sentence]:
             sentences.append(_Sentence([], document))
         elif not line.strip():
             sentences.append(_Sentence([], document))
-        elif inside or not line.startswith(comment):
+        elif inside or not is_comment(line):
             sentences[-1].lines.append(_Line(number, _fields(line)))
     return sentences
 

@@ -159,7 +159,7 @@ def _converted(rows: Sequence[Row], layout: Layout) -> list[Row]:
     problems: list[Problem] = []
     for row in rows:
         try:
-            converted.append(replace(row, values=layout.convert(row.values)))
+            converted.append(Row(layout.convert(row.values), row.where))  # the columns are the format's
         except DataError as error:
             problems += [replace(problem, where=problem.where or row.where) for problem in error.problems]
     if problems:

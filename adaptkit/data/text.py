@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
+from shlex import quote
 
 from adaptkit.errors import DataError
 from adaptkit.task import Row
@@ -34,5 +35,5 @@ def decoded(path: Path) -> str:
         where=f"{path}:{line}",
         allowed="UTF-8, with or without a byte order mark",
         fix="save the file as UTF-8, for example: "
-        f"iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} -t UTF-8 {path.name} > utf8-{path.name}",
+        f"iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} -t UTF-8 {quote(path.name)} > {quote('utf8-' + path.name)}",
     )

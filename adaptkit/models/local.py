@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from adaptkit.errors import ModelError, did_you_mean
@@ -105,7 +106,7 @@ def _instead(path: Path, files: tuple[str, ...]) -> dict[str, str]:
     if (path / "recipe.yaml").is_file():
         return {
             "allowed": "a model, or a run that is finished",
-            "fix": f"this run is not finished: adaptkit run {path / 'recipe.yaml'} --resume",
+            "fix": f"this run is not finished: adaptkit run {quote(str(path / 'recipe.yaml'))} --resume",
         }
     return {"allowed": f"a folder with {' or '.join(files)}", "fix": "check the path"}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.models.quantized_cache import entry_folder, is_whole, write_entry
+from adaptkit.models.quantized_cache import entry_folder, is_whole, made_once, write_entry
 from adaptkit.models.reading import Report, absent, read_weights, storage
 
 if TYPE_CHECKING:
@@ -36,14 +37,19 @@ def read_quantized(auto_class: Any, source: ModelSource, config: Any, numerics: 
     outline, missing = read_weights(auto_class, spec, config, device_map="meta")  # reads the files' headers only
     settings = _settings(numerics, _unquantized_modules(outline, missing))
     entry = _entry(source, outline, settings, numerics) if spec.cache_quantized else None
-    if entry is not None and is_whole(entry):
-        config.quantization_config = settings.to_dict()  # by this transformers knows that it is done already
-        model, report = read_weights(auto_class, spec, config, folder=entry, **options)
-        _take_identity(model, outline)
-    else:
-        model, report = read_weights(auto_class, spec, config, quantization_config=settings, **options)
-        if entry is not None:
-            write_entry(entry, lambda folder: _save(model, absent(report), folder))
+    whole = entry is not None and is_whole(entry)
+    with ExitStack() as stack:
+        if entry is not None and not whole:
+            stack.enter_context(made_once(entry))
+            whole = is_whole(entry)
+        if whole:
+            config.quantization_config = settings.to_dict()  # by this transformers knows that it is done already
+            model, report = read_weights(auto_class, spec, config, folder=entry, **options)
+            _take_identity(model, outline)
+        else:
+            model, report = read_weights(auto_class, spec, config, quantization_config=settings, **options)
+            if entry is not None:
+                write_entry(entry, lambda folder: _save(model, absent(report), folder))
     _keep_gradients_after_evaluation(model)
     _keep_norms_whole(model)
     return model, report

@@ -14,9 +14,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
+
+from adaptkit.locks import sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,22 @@ def is_whole(entry: Path) -> bool:
         return bool(manifest == _manifest(entry))
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def made_once(entry: Path) -> Iterator[None]:
+    """Lets a process make an entry while others that need it wait, to read it then.
+
+    Where the cache cannot be written there is nothing to wait for: everybody makes what they need.
+    """
+    with ExitStack() as stack:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            lock = entry.with_name(f".lock-{entry.name}")
+            stack.enter_context(sole_writer(lock, waits_for="the quantised base"))
+        except OSError as error:
+            logger.debug("the cache of quantised bases has no lock: %s", error)
+        yield
 
 
 def write_entry(entry: Path, save: Callable[[Path], None]) -> None:

@@ -19,7 +19,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, after_step: int = 0) -> None:
         self._path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # What a crash of the machine has left of a line need not even be text.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
         kept = [line for line in lines if _step(line) <= after_step]
         if len(kept) != len(lines):
             staged = path.with_name(f".tmp-{path.name}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptkit.data.problems import enumerate_names, kind_of, text_problem
+from adaptkit.data.problems import enumerate_names, is_missing, kind_of, text_problem
 from adaptkit.errors import Problem, did_you_mean
 from adaptkit.task import Row
 
@@ -68,9 +68,10 @@ def read_conversations(rows: Sequence[Row]) -> tuple[list[Conversation], list[Pr
         messages: Any = row.values.get("messages")
         found = _row_problem(messages, row.where)
         wrong = [found] if found else _message_problems(messages, row.where)
+        wrong += _system_problems(row, messages)
         problems += wrong
         if not wrong:
-            conversations.append(_conversation(messages, row.where))
+            conversations.append(_conversation([*_system(row, messages), *messages], row.where))
     return conversations, problems
 
 
@@ -98,6 +99,31 @@ def _conversation(messages: Sequence[Mapping[str, Any]], where: str) -> Conversa
     keys = {key for message in messages for key, value in message.items() if value is not None}
     pairs = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     return Conversation(pairs, where, frozenset(keys - {"role", "content"}))
+
+
+def _system(row: Row, messages: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """Returns the system message of a column of its own, unless there is none or it is the first message as well."""
+    content = row.values.get("system")
+    blank = is_missing(content) or (isinstance(content, str) and not content.strip())
+    message = {"role": "system", "content": content}
+    return [] if blank or _first_system(messages) == content else [message]
+
+
+def _system_problems(row: Row, messages: Any) -> list[Problem]:
+    if not (system := _system(row, messages if isinstance(messages, list | tuple) else ())):
+        return []
+    if problem := text_problem(system[0]["content"]):
+        return [Problem(f"the system message {problem[0]}", row.place("system"), fix=problem[1])]
+    if _first_system(messages) is not None:
+        found = "the row has two system messages: in a column of its own, and as its first message"
+        return [Problem(found, row.place("system"), "one of the two, or the same text", "leave one out")]
+    return []
+
+
+def _first_system(messages: Any) -> Any:
+    """Returns the content of the system message that messages begin with, or None."""
+    first = messages[0] if isinstance(messages, list | tuple) and messages else None
+    return first.get("content") if isinstance(first, Mapping) and first.get("role") == "system" else None
 
 
 def _row_problem(messages: Any, where: str) -> Problem | None:

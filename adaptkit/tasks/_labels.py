@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -56,6 +57,19 @@ def foreign_names(
         text = f"{hint} Otherwise {fix}" if hint else fix
         problems.append(Problem(f"the {noun} {name!r} {found}{more}", first[name], enumerate_names(allowed), text))
     return problems
+
+
+def alike(names: Iterable[str], noun: str) -> list[str]:
+    """Returns a note about names that a person reads as one: they differ in case, spaces or the code of a letter."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        read = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(read, []).append(name)
+    twins = [enumerate_names(group) for group in groups.values() if len(group) > 1]
+    if not twins:
+        return []
+    more = f" and {len(twins) - 1:,} more such groups" if len(twins) > 1 else ""
+    return [f"{twins[0]}{more} are {noun}s of their own, although they read alike"]
 
 
 def count_line(noun: str, names: Sequence[str], counts: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 from adaptkit.data.problems import data_error, text_problem
 from adaptkit.errors import Problem, RecipeError
 from adaptkit.task import Features, Row, Splits, TaskOptions
+from adaptkit.tasks._examples import note_repeated
 from adaptkit.tasks._language import LanguageTask
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ class RunningTextTask(LanguageTask[OptionsT]):
         """
         problems = [] if splits.train else [Problem("there are no training rows", "data.train", "rows with a text")]
         for rows in (splits.train, splits.evaluation, splits.test):
-            problems += _problems(rows, data.columns)
+            problems += _problems(rows)
         if problems:
             raise data_error(problems)
         self.documents = len(splits.train)
         self.characters = sum(len(row.values["text"]) for row in splits.train)
-        self._note_duplicates(splits)
+        known = [row.values["text"] for row in splits.train]
+        for split, rows in (("evaluation", splits.evaluation), ("test", splits.test)):
+            self.notes += note_repeated(known, [row.values["text"] for row in rows], split)
 
     def check(self, rows: Sequence[Row], *, labelled: bool) -> None:
         """Checks rows that come after training: texts to be evaluated, or (not labelled) prompts.
@@ -78,17 +81,9 @@ class RunningTextTask(LanguageTask[OptionsT]):
         Raises:
             DataError: A text is no string, or empty.
         """
-        problems = _problems(rows, {})
+        problems = _problems(rows)
         if problems:
             raise data_error(problems)
-
-    def _note_duplicates(self, splits: Splits) -> None:
-        known = {row.values["text"] for row in splits.train}
-        for name, rows in (("evaluation", splits.evaluation), ("test", splits.test)):
-            repeated = sum(row.values["text"] in known for row in rows)
-            if repeated:
-                these = f"{repeated:,} of {len(rows):,} {name} rows"
-                self.notes.append(f"{these} are also training rows, so the {name} figures flatter")
 
     def state(self) -> dict[str, JSON]:
         """Returns how much text there was."""
@@ -220,10 +215,9 @@ def cut_note(documents: Sequence[Sequence[Any]], length: int) -> list[str]:
     return [f"{long:,} of {len(documents):,} texts are longer than a block and were cut into several"] if long else []
 
 
-def _problems(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Problem]:
+def _problems(rows: Sequence[Row]) -> list[Problem]:
     problems = []
     for row in rows:
         if found := text_problem(row.values.get("text")):
-            where = f"{row.where}, column {columns.get('text', 'text')!r}"
-            problems.append(Problem(f"the text {found[0]}", where, fix=found[1]))
+            problems.append(Problem(f"the text {found[0]}", row.place("text"), fix=found[1]))
     return problems

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from adaptkit.data.problems import data_error
-from adaptkit.errors import Problem
+from adaptkit.errors import Problem, RecipeError
 from adaptkit.task import IGNORE_INDEX, Features, Row, TaskCapabilities
 from adaptkit.tasks._generation import generate
 from adaptkit.tasks._running_text import RunningTextOptions, RunningTextTask, cut, cut_note, frame_of, joined, tokenize
@@ -41,6 +41,13 @@ class CausalLM(RunningTextTask[CausalLMOptions]):
 
     def blocks(self, rows: Sequence[Row], tokenizer: Any, length: int) -> list[Features]:
         """Cuts the texts into blocks; the first token of each is only read."""
+        if length < 2:
+            raise RecipeError(
+                "a block of 1 token leaves nothing to predict",
+                where="data.max_length",
+                allowed="at least 2",
+                fix="raise it, or leave it out to take what the base model can",
+            )
         frame = frame_of(tokenizer)
         if not frame.end:
             self.notes.append("the tokenizer has no end token: texts are joined without one, and no end is learned")

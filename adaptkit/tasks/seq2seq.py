@@ -11,6 +11,7 @@ from adaptkit.data.encoding import encode_texts
 from adaptkit.data.problems import data_error, text_problem
 from adaptkit.errors import ModelError, Problem, RecipeError
 from adaptkit.task import IGNORE_INDEX, Features, Metrics, Row, Splits, TaskCapabilities
+from adaptkit.tasks._examples import note_repeated
 from adaptkit.tasks._generation import GeneratingMetrics, GenerationMetrics, GenerationOptions, Writer
 from adaptkit.tasks._language import LanguageTask
 
@@ -59,15 +60,11 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
         """
         problems = [] if splits.train else [Problem("there are no training rows", "data.train")]
         for rows in (splits.train, splits.evaluation, splits.test):
-            problems += _problems(rows, data.columns, labelled=True)
+            problems += _problems(rows, labelled=True)
         if problems:
             raise data_error(problems)
-        known = set(_pairs(splits.train))
         for split, rows in (("evaluation", splits.evaluation), ("test", splits.test)):
-            repeated = sum(pair in known for pair in _pairs(rows))
-            if repeated:
-                share = f"{repeated:,} of {len(rows):,} {split} rows"
-                self.notes.append(f"{share} are also training rows, so the {split} figures flatter")
+            self.notes += note_repeated(_pairs(splits.train), _pairs(rows), split)
 
     def check(self, rows: Sequence[Row], *, labelled: bool) -> None:
         """Checks rows that come after training: to be evaluated, or (without targets) to be predicted.
@@ -75,10 +72,10 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
         Raises:
             DataError: A source or a target cannot be used.
         """
-        self._check(rows, {}, labelled=labelled)
+        self._check(rows, labelled=labelled)
 
-    def _check(self, rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> None:
-        problems = _problems(rows, columns, labelled=labelled)
+    def _check(self, rows: Sequence[Row], *, labelled: bool) -> None:
+        problems = _problems(rows, labelled=labelled)
         if problems:
             raise data_error(problems)
 
@@ -102,7 +99,7 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
             RecipeError: The recipe asks for longer targets than the base takes.
             ModelError: The tokenizer has no end token.
         """
-        self._check(rows, data.columns, labelled=False)
+        self._check(rows, labelled=False)
         self._check_lengths(max_length)
         encoded = encode_texts([self.options.prefix + row.values["source"] for row in rows], tokenizer, max_length)
         self._note(encoded.truncated, len(rows), f"sources are longer than {max_length:,} tokens and were cut")
@@ -173,7 +170,7 @@ class Seq2Seq(LanguageTask[Seq2SeqOptions]):
         return Writer(self.tokenizer, self.kind, length, self.options.num_beams)
 
 
-def _problems(rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> list[Problem]:
+def _problems(rows: Sequence[Row], *, labelled: bool) -> list[Problem]:
     """Returns what is wrong with rows, text by text; without labels a target may be missing or null."""
     problems = []
     for row in rows:
@@ -181,8 +178,7 @@ def _problems(rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool
             value = row.values.get(role)
             check = text_problem(value) if labelled or role == "source" or value is not None else None
             if check:
-                where = f"{row.where}, column {columns.get(role, role)!r}"
-                problems.append(Problem(f"the {role} {check[0]}", where, fix=check[1]))
+                problems.append(Problem(f"the {role} {check[0]}", row.place(role), fix=check[1]))
     return problems
 
 

@@ -83,6 +83,7 @@ class Sft(LanguageTask[SftOptions]):
     Options = SftOptions
     capabilities = TaskCapabilities(families=frozenset({"decoder"}), packing=True, generates=True)
     roles = ("messages",)
+    optional_roles = ("system",)
     peft_task_type = "CAUSAL_LM"
     kind = "causal"
 
@@ -143,7 +144,8 @@ class Sft(LanguageTask[SftOptions]):
         said = row.values.get("messages")
         if not isinstance(said, list):
             return dict(row.values)
-        return {"messages": [one for one in said if not isinstance(one, dict) or one.get("role") != "assistant"]}
+        asked = [one for one in said if not isinstance(one, dict) or one.get("role") != "assistant"]
+        return {**row.values, "messages": asked}
 
     def texts(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yields what is said in the rows."""

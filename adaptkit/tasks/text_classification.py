@@ -22,6 +22,7 @@ from adaptkit.task import (
     TaskOptions,
 )
 from adaptkit.tasks._examples import note_repeated
+from adaptkit.tasks._labels import alike
 from adaptkit.tasks._language import BECOMES, pad_tokens
 from adaptkit.tasks.classification.examples import read_examples
 from adaptkit.tasks.classification.kinds import guess_kind
@@ -108,15 +109,17 @@ class TextClassification(Task[TextClassificationOptions]):
         if self.options.kind == "auto":
             self._choose(guess_kind([row.values.get("label") for row in splits.train]))
         self.paired = any("text_pair" in row.values for row in splits.train)
-        train, problems = read_examples(splits.train, data.columns, self.target, labelled=True, paired=self.paired)
+        train, problems = read_examples(splits.train, self.target, labelled=True, paired=self.paired)
         problems += self.target.learn(train)
         held_out = {"evaluation": splits.evaluation, "test": splits.test}
         examples = {}
         for split, rows in held_out.items():
-            examples[split], found = read_examples(rows, data.columns, self.target, labelled=True, paired=self.paired)
+            examples[split], found = read_examples(rows, self.target, labelled=True, paired=self.paired)
             problems += found + self.target.unseen(examples[split], split)
         if problems:
             raise data_error(problems)
+        if self.target.kind != "regression":
+            self.notes += alike(self.target.outputs, "label")
         for split in held_out:
             known, other = ([(row.text, row.pair) for row in rows] for rows in (train, examples[split]))
             self.notes += note_repeated(known, other, split)
@@ -127,10 +130,10 @@ class TextClassification(Task[TextClassificationOptions]):
         Raises:
             DataError: A text or label cannot be used, or a label is not one of the head's.
         """
-        self._checked(rows, {}, labelled=labelled)
+        self._checked(rows, labelled=labelled)
 
-    def _checked(self, rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> list[Example]:
-        examples, problems = read_examples(rows, columns, self.target, labelled=labelled, paired=self.paired)
+    def _checked(self, rows: Sequence[Row], *, labelled: bool) -> list[Example]:
+        examples, problems = read_examples(rows, self.target, labelled=labelled, paired=self.paired)
         problems += self.target.foreign(examples)
         if problems:
             raise data_error(problems)
@@ -165,12 +168,19 @@ class TextClassification(Task[TextClassificationOptions]):
         Raises:
             DataError: A text cannot be used, or a label is not one of the head's.
         """
-        examples = self._checked(rows, data.columns, labelled=False)
+        examples = self._checked(rows, labelled=False)
         pairs = [example.pair or "" for example in examples] if self.paired else None
         encoded = encode_texts([example.text for example in examples], tokenizer, max_length, pairs=pairs)
         if encoded.truncated:
             rows_cut = f"{encoded.truncated:,} of {len(rows):,} rows"
             self.notes.append(f"{rows_cut} are longer than {max_length:,} tokens and were cut")
+        fix = "remove the row, or choose a base whose tokenizer knows its characters"
+        if unread := [
+            Problem("the tokenizer finds no token in the text", example.where, fix=fix)
+            for example, ids in zip(examples, encoded.input_ids, strict=True)
+            if len(ids) <= tokenizer.num_special_tokens_to_add(pair=self.paired)
+        ]:
+            raise data_error(unread)
         features: list[Features] = []
         for number, example in enumerate(examples):
             feature: Features = {"input_ids": encoded.input_ids[number]}

@@ -24,7 +24,7 @@ from adaptkit.task import (
     TaskOptions,
 )
 from adaptkit.tasks._examples import note_repeated
-from adaptkit.tasks._labels import count_line, foreign_names, ordered
+from adaptkit.tasks._labels import alike, count_line, foreign_names, ordered
 from adaptkit.tasks._language import pad_tokens
 from adaptkit.tasks.tagging.alignment import NO_TOKEN, AlignedWords, align_words
 from adaptkit.tasks.tagging.entities import BIO_TAG, EntityCounts, is_bio, unopened
@@ -93,12 +93,12 @@ class TokenClassification(Task[TokenClassificationOptions]):
         Raises:
             DataError: Everything that is wrong in any split, the first ten problems in full.
         """
-        train, problems = read_sentences(splits.train, data.columns, labelled=True)
+        train, problems = read_sentences(splits.train, labelled=True)
         problems += self._learn_tags(train, rows=len(splits.train))
         held_out = {"evaluation": splits.evaluation, "test": splits.test}
         sentences = {}
         for split, rows in held_out.items():
-            sentences[split], found = read_sentences(rows, data.columns, labelled=True)
+            sentences[split], found = read_sentences(rows, labelled=True)
             problems += found
             if self.options.unseen_tags == "keep":
                 self._keep_unseen(split, sentences[split])
@@ -108,6 +108,7 @@ class TokenClassification(Task[TokenClassificationOptions]):
                 problems += foreign_names(_tags(sentences[split]), self.tags, unseen, fix, noun="tag")
         if problems:
             raise data_error(problems)
+        self.notes += alike(self.tags, "tag")
         self._note_scheme(train)
         for split in held_out:
             known, other = ([tuple(row.tokens) for row in rows] for rows in (train, sentences[split]))
@@ -119,10 +120,10 @@ class TokenClassification(Task[TokenClassificationOptions]):
         Raises:
             DataError: Tokens or tags cannot be used, or a tag is not one of the head's.
         """
-        self._checked(rows, {}, labelled=labelled)
+        self._checked(rows, labelled=labelled)
 
-    def _checked(self, rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool) -> list[Sentence]:
-        sentences, problems = read_sentences(rows, columns, labelled=labelled)
+    def _checked(self, rows: Sequence[Row], *, labelled: bool) -> list[Sentence]:
+        sentences, problems = read_sentences(rows, labelled=labelled)
         fix = "remove the rows or the tags"
         problems += foreign_names(_tags(sentences), self.tags, "is not one of this model's", fix, noun="tag")
         if problems:
@@ -207,7 +208,7 @@ class TokenClassification(Task[TokenClassificationOptions]):
         Raises:
             DataError: Tokens or tags cannot be used, a tag is not one of the head's, or no word of a row is left.
         """
-        sentences = self._checked(rows, data.columns, labelled=False)
+        sentences = self._checked(rows, labelled=False)
         aligned, cut = align_words([sentence.tokens for sentence in sentences], tokenizer, max_length)
         fix = "remove the row, or raise data.max_length"
         problems = [

@@ -201,3 +201,24 @@ def test_a_half_written_run_cannot_be_loaded_and_says_how_to_finish_it(recipe: M
     shutil.rmtree(run.directory / "adapter")
     with pytest.raises(CheckpointError, match="--resume"):
         adaptkit.load(run.directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"recipe": None}, "the record lacks recipe"),
+        ({"task_state": [], "tensors": 3}, "the record lacks task_state, tensors"),
+        ({"base": "a"}, r"the record lacks base\.fingerprint, base\.precision"),
+        ({"task_state": {}}, "what the run has learned of its rows is damaged: KeyError"),
+        ({"task_state": {"kind": "single", "labels": 3, "counts": [], "paired": False}}, "is damaged: TypeError"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_file(
+    change: dict[str, Any], found: str, runs: Callable[..., Run], tmp_path: Path
+) -> None:
+    copied = shutil.copytree(runs("lora").directory, tmp_path / "run")
+    file = copied / "adapter" / "adaptkit.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=found) as error:
+        adaptkit.load(copied)
+    assert error.value.problems[0].where == str(file)

@@ -309,3 +309,9 @@ def test_a_run_that_cannot_be_loaded_is_one_error(
     outcome = cli(*command)
     assert (outcome.code, outcome.stdout) == (6, "")
     assert "adaptkit.json" in fields(outcome)["where"]
+
+
+def test_a_file_is_no_run(folder: Path, cli: CommandLine) -> None:
+    outcome = cli("evaluate", "train.jsonl")
+    assert outcome.code == 6
+    assert "there is no finished run in 'train.jsonl'" in outcome.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -281,3 +282,27 @@ def test_the_doctor_names_what_is_wrong_and_fails(
     assert outcome.code == 1
     assert "error: plugin adaptkit-test-broken 1.0" in outcome.stderr
     assert "all good" not in outcome.stdout
+
+
+# -- what is printed to be pasted ----------------------------------------------------------------------
+
+
+def test_commands_to_paste_work_for_a_folder_whose_name_has_a_space(
+    cli: CommandLine, tmp_path: Path, tiny_bert: Path, tiny_data: dict[str, str]
+) -> None:
+    folder = tmp_path / "my run's"
+    done = cli("run", write_recipe(tmp_path, tiny_bert, tiny_data, max_steps=1), f"output={folder}")
+    assert done.code == 0, done.stderr
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    printed = [line for line in (done.stdout + card).splitlines() if "adaptkit predict" in line or "--data" in line]
+    assert len(printed) == 3
+    for line in printed:
+        assert str(folder) in shlex.split(line)
+    changed = cli("run", tmp_path / "recipe.yaml", f"output={folder}", "training.seed=1", "--resume")
+    (fix,) = (line for line in changed.stderr.splitlines() if "resume with the run's own recipe" in line)
+    assert str(folder / "recipe.yaml") in shlex.split(fix.partition("own recipe:")[2])
+
+
+def test_an_output_of_any_name_is_validated(recipe: Path, cli: CommandLine) -> None:
+    outcome = cli("validate", recipe, f"output={'x' * 300}")
+    assert (outcome.code, outcome.stderr) == (0, "")

@@ -116,6 +116,19 @@ def test_every_stage_is_a_whole_run(staged: Path) -> None:
     assert [Run(staged / name).recipe.strategy.name for name in FOLDERS] == ["linear-probe", "lora", "full"]
 
 
+def test_the_rows_are_shown_once_and_the_seconds_are_those_of_all_stages(
+    write: Callable[..., Path], cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptkit.reporting.progress.duration", lambda seconds: f"{seconds:.6f} s")
+    done = cli("run", write([{"strategy": "linear-probe"}, {"strategy": "lora"}], training={"max_steps": 1}))
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("rows: 44 training") == done.stdout.count("2 labels: ") == 1
+    one, other = (Run(tmp_path / "run" / name) for name in ("1-linear-probe", "2-lora"))
+    assert f"done in {one.results['seconds'] + other.results['seconds']:.6f} s" in done.stdout
+    assert one.seconds == one.results["seconds"]
+    assert adaptkit.load(tmp_path / "run").seconds == one.seconds + other.results["seconds"]
+
+
 def test_the_whole_is_opened_as_its_last_stage(staged: Path, cli: CommandLine) -> None:
     assert adaptkit.load(staged).directory == staged / "3-full"
     figures = cli("evaluate", staged)
@@ -144,7 +157,7 @@ def test_killed_in_any_stage_it_resumes_to_the_same_bits(
 ) -> None:
     recipe, run = write(), tmp_path / "run"
     # Within the first stage, before the second has begun, within it, and within the last.
-    for moment in (("write_checkpoint", 2), ("claim", 1), ("write_checkpoint", 3), ("write_checkpoint", 4)):
+    for moment in (("write_checkpoint", 2), ("claimed", 1), ("write_checkpoint", 3), ("write_checkpoint", 4)):
         options = ["--resume"] if run.exists() else []
         assert finish(start("run", str(recipe), *options, die_at=moment)) == -signal.SIGKILL
     assert (run / "3-full" / "recipe.yaml").is_file()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,13 @@ def test_a_block_that_is_longer_than_a_row_may_be_is_refused():
     assert caught.value.problems[0].where == "task.block"
 
 
+def test_a_block_of_one_token_is_refused():
+    one = DataSpec(train="train.jsonl", max_length=1)
+    with pytest.raises(RecipeError, match="a block of 1 token leaves nothing to predict") as caught:
+        task().features(rows(*TEXTS), one, tokenizer("gpt2"), 1)
+    assert caught.value.problems[0].where == "data.max_length"
+
+
 def test_no_rows_give_no_blocks():
     assert task().features([], DATA, tokenizer("gpt2"), 100) == []
 
@@ -139,9 +147,11 @@ def test_a_text_without_a_token_is_refused_with_its_row():
 
 def test_every_text_that_cannot_be_used_is_named_in_one_error():
     bad = [None, 3, ["a"], "", "  ", "\ud800"]
-    data = DataSpec(train="train.jsonl", columns={"text": "body"})
+    train, evaluation = (
+        [replace(row, columns={"text": "body"}) for row in rows(*texts)] for texts in (bad[:3], bad[3:])
+    )
     with pytest.raises(DataError) as caught:
-        task().prepare(Splits(rows("fine", *bad[:3]), rows(*bad[3:]), ()), data)
+        task().prepare(Splits([*rows("fine"), *train], evaluation), DATA)
     assert len(caught.value.problems) == len(bad)
     assert all("column 'body'" in str(problem.where) and problem.fix for problem in caught.value.problems)
     with pytest.raises(DataError, match="no training rows"):

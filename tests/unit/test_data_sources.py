@@ -121,6 +121,19 @@ def test_a_conll_file_is_a_row_a_sentence_of_first_and_last_column(change, tmp_p
     assert [row.where for row in rows] == [f"{source}:4", f"{source}:9"]
 
 
+SHARP = "# id 7\n# 3 CD\n# sent_id = NN\n# NN\n3 CD\n# NN\nis VBZ\n\n# VBZ\n\n# NNP\nThe NN\n"
+
+
+def test_a_sentence_may_begin_with_the_word_sharp(tmp_path):
+    """Or else whole words vanish without a word: in old Wall Street Journals it is the pound."""
+    rows = read_rows(write(tmp_path / "a.conll", SHARP))
+    assert [(row.values["tokens"], row.values["tags"]) for row in rows] == [
+        (["#", "3", "#", "is"], ["NN", "CD", "NN", "VBZ"]),
+        (["#"], ["VBZ"]),
+        (["The"], ["NN"]),
+    ]
+
+
 def test_columns_may_be_cut_by_tabs_so_that_a_token_has_spaces(tmp_path):
     [row] = read_rows(write(tmp_path / "a.conll", "New York\tB-LOC\n# \tO\n"))
     assert row.values["tokens"] == ["New York", "# "]

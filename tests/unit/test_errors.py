@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import pickle
 import sys
 
@@ -114,6 +116,14 @@ def test_a_fault_of_ours_is_said_in_one_block_without_a_traceback(
     assert lines[0] == "error: unexpected ZeroDivisionError: division by zero"
     assert "--debug" in lines[1]
     assert len(lines) == 2
+
+
+def test_a_full_disk_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/metrics.jsonl")
+    code, lines = screen(error, monkeypatch, capsys)
+    assert code == 1
+    assert lines[:2] == [f"error: the system refuses: {error.strerror}", "  where:   runs/a/metrics.jsonl"]
+    assert "--resume" in lines[2]
 
 
 def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

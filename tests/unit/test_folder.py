@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,9 +36,39 @@ def test_a_write_that_dies_keeps_the_old_file_and_leaves_nothing_after_the_next(
     assert os.listdir(tmp_path) == ["results.json"]
 
 
-def test_an_empty_or_missing_folder_can_be_claimed(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "new" / "run").claim()
-    RunFolder(tmp_path / "new" / "run").claim()
+def test_an_empty_or_missing_folder_can_be_claimed_and_is_empty_afterwards(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunFolder(tmp_path / "new" / "run").claimed():
+            pass
+        assert os.listdir(tmp_path / "new" / "run") == []
+
+
+def test_a_folder_that_a_killed_process_had_claimed_can_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on a machine that is gone\n", encoding="utf-8")
+    with RunFolder(tmp_path).claimed():
+        pass
+
+
+def test_a_folder_is_claimed_or_resumed_once_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed():
+        write_text(folder.recipe, "strategy: lora\n")
+        for opened in (folder.claimed, folder.resumed):
+            with pytest.raises(RecipeError, match="another run writes into the output folder") as error, opened():
+                pass
+            assert f"process {os.getpid()} on {socket.gethostname()}" in str(error.value)
+    with folder.resumed():
+        assert folder.lock.is_file()
+    assert os.listdir(folder.path) == ["recipe.yaml"]
+
+
+def test_a_folder_that_is_given_up_while_it_is_locked_can_be_claimed_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with ExitStack() as other:
+        with folder.claimed():
+            folder.release()
+            other.enter_context(folder.claimed())
+        assert folder.lock.is_file(), "the lock of the second one was taken for that of the first"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -45,30 +77,32 @@ def test_what_holds_something_cannot_be_claimed(kind: str, tmp_path: Path) -> No
     if kind == "folder":
         path.mkdir()
     (path if kind == "file" else path / "notes").write_text("mine", encoding="utf-8")
-    with pytest.raises(RecipeError, match="is not empty") as error:
-        RunFolder(path).claim()
+    with pytest.raises(RecipeError, match="is not empty") as error, RunFolder(path).claimed():
+        pass
     assert "--resume" in str(error.value)
+    assert kind == "file" or os.listdir(path) == ["notes"]
 
 
 def test_a_folder_with_nothing_but_the_recipe_is_given_up_and_any_other_is_kept(tmp_path: Path) -> None:
     begun, trained = RunFolder(tmp_path / "begun"), RunFolder(tmp_path / "trained")
     for folder in (begun, trained):
-        folder.claim()
-        write_text(folder.recipe, "strategy: lora\n")
-    begun.tokenizer.mkdir()
-    write_text(begun.tokenizer / "tokenizer.json", "{}\n")
-    write_text(trained.log, "{}\n")
-    begun.release()
-    trained.release()
+        with folder.claimed():
+            write_text(folder.recipe, "strategy: lora\n")
+            folder.tokenizer.mkdir()
+            write_text(folder.tokenizer / "tokenizer.json", "{}\n")
+            if folder is trained:
+                write_text(trained.log, "{}\n")
+            folder.release()
     assert not begun.path.exists()
-    assert sorted(os.listdir(trained.path)) == ["metrics.jsonl", "recipe.yaml"]
+    assert sorted(os.listdir(trained.path)) == ["metrics.jsonl", "recipe.yaml", "tokenizer"]
     RunFolder(tmp_path / "missing").release()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(RecipeError, match="cannot be made"):
-        RunFolder(tmp_path / "file" / "run").claim()
+    for name in ("file/run", "n" * 300):
+        with pytest.raises(RecipeError, match="cannot be made"), RunFolder(tmp_path / name).claimed():
+            pass
 
 
 def test_the_next_free_name_is_numbered_from_two(tmp_path: Path) -> None:

@@ -110,3 +110,14 @@ def test_a_recipe_says_on_top_by_which_command_it_runs(recipe: Path) -> None:
 def test_a_recipe_runs_into_a_folder_of_its_own(recipe: Path) -> None:
     outputs = [yaml.safe_load(path.read_text(encoding="utf-8"))["output"] for path in RECIPES]
     assert outputs.count(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"]) == 1
+
+
+PLUGINS = sorted((ROOT / "plugins").glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=lambda file: file.parent.name)
+def test_every_plugin_carries_the_licence_that_it_names(file: Path) -> None:
+    """A wheel holds what stands beside its pyproject; it is installed without this repository."""
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    assert (project["license"], project["license-files"]) == (PROJECT["license"], ["LICENSE"])
+    assert (file.parent / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -109,7 +109,7 @@ def test_a_resumed_run_drops_what_it_will_log_again_and_a_line_that_was_cut_off(
     for step in range(1, 6):
         log.write(step, {"train/loss": 1 / step})
     whole = path.read_text(encoding="utf-8").splitlines()
-    path.write_text(path.read_text(encoding="utf-8") + '{"step": 6, "tra', encoding="utf-8")
+    path.write_bytes(path.read_bytes() + b"\xff\x00\n" + b'{"step": 6, "tra')
     MetricsLog(path, after_step=3).write(4, {"train/loss": 0.25})
     assert path.read_text(encoding="utf-8").splitlines() == whole[:4]
 

@@ -29,7 +29,7 @@ def task(**options: Any) -> Seq2Seq:
 
 
 def rows(values: Sequence[dict[str, Any]], file: str = "train.jsonl") -> list[Row]:
-    return [Row(value, f"{file}:{line}") for line, value in enumerate(values, 1)]
+    return [Row(value, f"{file}:{line}", {"target": "reply"}) for line, value in enumerate(values, 1)]
 
 
 def problems_of(train: Sequence[dict[str, Any]], evaluation: Sequence[dict[str, Any]] = ()) -> tuple[Problem, ...]:
@@ -85,7 +85,7 @@ def test_a_row_to_predict_needs_no_target() -> None:
     with pytest.raises(DataError) as caught:
         subject.check(rows([bare, null]), labelled=True)
     [problem] = caught.value.problems
-    assert problem.where == "train.jsonl:1, column 'target'\ntrain.jsonl:2, column 'target'"
+    assert problem.where == "train.jsonl:1, column 'reply'\ntrain.jsonl:2, column 'reply'"
     assert subject.from_text("1") == bare
 
 

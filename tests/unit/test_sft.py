@@ -209,6 +209,42 @@ def test_the_rows_that_a_template_refuses_are_named_together_with_its_words() ->
     assert "System role not supported" in problem.found
 
 
+def system_rows(*systems: Any, messages: Any = (QUESTION, ANSWER)) -> list[Row]:
+    columns = {"system": "system_prompt"}
+    values: list[dict[str, Any]] = [{"messages": list(messages), "system": system} for system in systems]
+    return [Row(one, f"train.jsonl:{line}", columns) for line, one in enumerate(values, 1)]
+
+
+def test_a_system_message_may_stand_in_a_column_of_its_own() -> None:
+    subject, tokenizer = task(), tokenizer_of("chatml")
+    of_its_own = system_rows("You are brief.", None, "  ", float("nan"))
+    subject.prepare(Splits(of_its_own), DATA)
+    assert "messages: 4 user, 4 assistant, 1 system" in subject.facts()
+    made = subject.features(of_its_own, DATA, tokenizer, LONG)
+    system = {"role": "system", "content": "You are brief."}
+    assert made == features(task(), [system, QUESTION, ANSWER], *[[QUESTION, ANSWER]] * 3)
+    asked = subject.features(of_its_own[:1], DATA, tokenizer, LONG, labelled=False)
+    assert tokenizer.decode(asked[0]["input_ids"]).startswith("<|im_start|>system\nYou are brief.")
+
+
+def test_a_system_message_is_in_one_place() -> None:
+    messages = [{"role": "system", "content": "You are brief."}, QUESTION, ANSWER]
+    same, other = system_rows("You are brief.", "You are long.", messages=messages)
+    assert features(task(), messages) == task().features([same], DATA, tokenizer_of("chatml"), LONG)
+    with pytest.raises(DataError) as caught:
+        task().prepare(Splits([same, other, *system_rows(3)]), DATA)
+    two, number = caught.value.problems
+    assert two.where == "train.jsonl:2, column 'system_prompt'"
+    assert "two system messages" in two.found
+    assert number.found == "the system message is the number 3, not a string"
+
+
+def test_rows_that_differ_in_the_system_alone_ask_different_things() -> None:
+    one, other = (task().without_labels(row) for row in system_rows("You are brief.", "You are long."))
+    assert one != other
+    assert ANSWER not in one["messages"]
+
+
 def test_a_system_message_is_put_in_front_of_conversations_that_have_none() -> None:
     tokenizer = tokenizer_of("chatml")
     subject = prepared(DIALOGUE, system="Answer in Latin.")

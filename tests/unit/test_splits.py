@@ -255,3 +255,16 @@ def test_every_source_has_one_fingerprint() -> None:
     assert fingerprints(spec) == {
         name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in ("a.jsonl", "b.jsonl")
     }
+
+
+def test_what_is_wrong_names_the_column_of_its_own_source() -> None:
+    """The recipe's column is another one than that of a source with columns of its own."""
+    plain = write("plain.jsonl", [*rows(4), {"text": "", "label": 0}])
+    reviews = write("reviews.jsonl", [{"review": text, "stars": 1} for text in ("fine", "dull", "long", "")])
+    named = {"source": reviews, "columns": {"text": "review", "label": "stars"}}
+    task: Any = REGISTRY.make_task(REGISTRY.task_options("text-classification")(name="text-classification"))
+    data = DataSpec(train=[plain, named])
+    with pytest.raises(DataError) as caught:
+        task.prepare(load_splits(data, task, FORMATS), data)
+    (problem,) = caught.value.problems
+    assert problem.where == "plain.jsonl:5, column 'text'\nreviews.jsonl:4, column 'review'"

@@ -23,7 +23,7 @@ def task(**options) -> TextClassification:
 
 
 def rows(values: list[dict[str, object]], file: str = "train.jsonl") -> list[Row]:
-    return [Row(value, f"{file}:{line}") for line, value in enumerate(values, 1)]
+    return [Row(value, f"{file}:{line}", {"text": "review"}) for line, value in enumerate(values, 1)]
 
 
 def prepared(train: list[dict[str, object]], evaluation=(), test=(), **options) -> TextClassification:
@@ -240,3 +240,23 @@ def test_features_hold_the_label_where_a_row_has_one_and_cut_rows_are_noted():
         {"input_ids": [98]},
     ]
     assert subject.notes == ["1 of 3 rows are longer than 2 tokens and were cut"]
+
+
+def test_a_text_without_a_token_of_the_base_is_an_error():
+    """It would train as an empty text, whatever its label."""
+    tokenizer = LetterTokenizer(model_input_names=["input_ids"])
+    tokenizer.num_special_tokens_to_add = lambda pair=False: 1
+    data = rows([{"text": "abc", "label": "pos"}, {"text": "a"}])
+    with pytest.raises(DataError) as caught:
+        prepared(GOOD).features(data, DATA, tokenizer, 3)
+    (problem,) = caught.value.problems
+    assert (problem.found, problem.where) == ("the tokenizer finds no token in the text", "train.jsonl:2")
+
+
+@pytest.mark.parametrize("twins", [("pos", "pos "), ("Pos", "pos"), ("caf\u00e9", "cafe\u0301"), ("so so", "so  so")])
+def test_labels_that_read_alike_are_noted(twins):
+    labels = [*twins, "other"]
+    subject = prepared([{"text": f"text {label}", "label": label} for label in labels])
+    (note,) = subject.notes
+    assert all(repr(label) in note for label in twins)
+    assert "'other'" not in note

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from adaptkit.data.problems import is_missing, text_problem
@@ -12,13 +12,12 @@ from adaptkit.tasks.classification.target import Example, Target
 
 
 def read_examples(
-    rows: Sequence[Row], columns: Mapping[str, str], target: Target, *, labelled: bool, paired: bool
+    rows: Sequence[Row], target: Target, *, labelled: bool, paired: bool
 ) -> tuple[list[Example], list[Problem]]:
     """Reads rows, and finds everything that is wrong with them.
 
     Args:
         rows: By role.
-        columns: Role to column, where the file had another name, for the messages.
         target: Knows what a label may be.
         labelled: Every row needs a label; otherwise one may be missing or null.
         paired: Every row needs a second text; otherwise it is not looked at.
@@ -38,8 +37,7 @@ def read_examples(
         }
         for role, check in checks.items():
             if check:
-                where = f"{row.where}, column {columns.get(role, role)!r}"
-                problems.append(Problem(f"the {role} {check[0]}", where, fix=check[1]))
+                problems.append(Problem(f"the {role} {check[0]}", row.place(role), fix=check[1]))
         parsed = None if label is None or checks["label"] else target.parse(label)
         examples.append(Example(text, pair, parsed, row.where))
     return examples, problems

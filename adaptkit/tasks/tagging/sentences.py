@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,14 +29,11 @@ class Sentence:
     where: str
 
 
-def read_sentences(
-    rows: Sequence[Row], columns: Mapping[str, str], *, labelled: bool
-) -> tuple[list[Sentence], list[Problem]]:
+def read_sentences(rows: Sequence[Row], *, labelled: bool) -> tuple[list[Sentence], list[Problem]]:
     """Reads rows, and finds everything that is wrong with them.
 
     Args:
         rows: By role.
-        columns: Role to column, where the file had another name, for the messages.
         labelled: Every row needs tags; otherwise they may be missing or null.
 
     Returns:
@@ -56,8 +53,7 @@ def read_sentences(
             checks["tags"] = (found, "give every token one tag, or remove the row")
         for role, check in checks.items():
             if check:
-                where = f"{row.where}, column {columns.get(role, role)!r}"
-                problems.append(Problem(check[0], where, fix=check[1]))
+                problems.append(Problem(check[0], row.place(role), fix=check[1]))
         if not any(checks.values()):
             sentences.append(Sentence(list(tokens), [str(tag) for tag in tags] if tagged else None, row.where))
     return sentences, problems
