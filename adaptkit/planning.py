@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.artifact.merging import on_plain_model
 from adaptkit.errors import AdaptkitError, FitError
-from adaptkit.models.family import local_family
+from adaptkit.models.base.family import local_family
 from adaptkit.recipe import Recipe
 from adaptkit.registry import AutoOptions, Registry
 

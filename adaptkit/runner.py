@@ -20,8 +20,8 @@ from adaptkit.artifact.merging import check_base, check_head, on_plain_model
 from adaptkit.artifact.run import Run
 from adaptkit.data.splits import fingerprints, load_splits
 from adaptkit.errors import RecipeError
+from adaptkit.models.base.family import local_family
 from adaptkit.models.compatibility import check_compatibility
-from adaptkit.models.family import local_family
 from adaptkit.planning import as_settled, make_planner, settle_memory
 from adaptkit.recipe import Recipe, StagedRecipe, dump_recipe, load_recipe
 from adaptkit.registry import AutoOptions, Registry, load_registry

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adaptkit.artifact.folder import RunFolder, write_json
 from adaptkit.artifact.merging import named
 from adaptkit.errors import Problem, RecipeError, RunInterruptedError
+from adaptkit.models.base.family import local_family
 from adaptkit.models.compatibility import check_compatibility
-from adaptkit.models.family import local_family
 from adaptkit.recipe import ModelSpec, Recipe, StagedRecipe
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adaptkit.metric import TextMetric
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec, Precision
 
 __all__ = ["BaseModel", "LossSum", "Metrics", "Row", "Splits", "Task", "TaskCapabilities", "TaskOptions"]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from adaptkit.models.base.source import max_length, open_source
 from adaptkit.models.building import build_model
-from adaptkit.models.source import max_length, open_source
 from adaptkit.recipe import Recipe
 from adaptkit.registry import load_registry
 from adaptkit.runner import check, choose, resolve

@@ -230,8 +230,8 @@ def _base(name: str, folder: Path) -> Path:
     """Writes a base with random weights, unless it is there."""
     import transformers
 
-    from adaptkit.models.loading import quiet_transformers
-    from adaptkit.models.tokenizers import train_tokenizer
+    from adaptkit.models.base.library import quiet_transformers
+    from adaptkit.models.base.tokenizers import train_tokenizer
 
     path = folder / name
     if path.is_dir():

@@ -10,7 +10,7 @@ from adaptkit.recipe import DataSpec, ModelSpec
 from adaptkit.task import Row
 
 if TYPE_CHECKING:
-    from adaptkit.models.source import ModelSource
+    from adaptkit.models.base.source import ModelSource
 
 DATA = DataSpec(train="train.jsonl")
 TEXTS = (
@@ -107,7 +107,7 @@ def source(manner: str, folder: Path | None = None, **values: Any) -> ModelSourc
     """Returns a base: random weights, or those of a folder."""
     from transformers import AutoConfig
 
-    from adaptkit.models.source import ModelSource
+    from adaptkit.models.base.source import ModelSource
 
     if folder is None:
         spec, made = ModelSpec(name=manner, init="random"), config(manner, **values)

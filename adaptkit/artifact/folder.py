@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptkit.errors import CheckpointError, RecipeError
 from adaptkit.locks import InUseError, sole_writer
-from adaptkit.models.family import read_json
+from adaptkit.models.base.family import read_json
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from adaptkit.artifact.run import Run
 from adaptkit.artifact.saving import PROVENANCE
 from adaptkit.errors import ModelError
 from adaptkit.locks import sole_writer
-from adaptkit.models.family import read_json
-from adaptkit.models.local import check_local, is_run
+from adaptkit.models.base.family import read_json
+from adaptkit.models.base.local import check_local, is_run
 from adaptkit.recipe import ModelSpec, Precision, Recipe
 from adaptkit.recipe.problems import shortened
 
@@ -181,9 +181,9 @@ def named(strategies: Sequence[str]) -> str:
 
 def _write(run: Run, folder: Path) -> None:
     """Writes the files of transformers into an empty folder."""
-    from adaptkit.models.kept_head import write_head
-    from adaptkit.models.loading import quiet_transformers
-    from adaptkit.models.new_tokens import fold
+    from adaptkit.models.base.library import quiet_transformers
+    from adaptkit.models.base.new_tokens import fold
+    from adaptkit.models.heads.kept_head import write_head
 
     adapted = run.build(_storage(run))
     pooling = getattr(adapted.base.module, "pooling", None)

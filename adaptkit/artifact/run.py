@@ -16,7 +16,7 @@ from adaptkit.artifact.saving import FORMAT_VERSION, PROVENANCE, TENSORS
 from adaptkit.data.digest import file_sha256
 from adaptkit.data.splits import load_rows, load_split
 from adaptkit.errors import CheckpointError, DataError
-from adaptkit.models.local import is_run
+from adaptkit.models.base.local import is_run
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import Registry, load_registry
 from adaptkit.task import Row
@@ -24,8 +24,8 @@ from adaptkit.task import Row
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.building import AdaptedModel, LoadedModel
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import Precision
     from adaptkit.strategy import JSON, Strategy
     from adaptkit.task import BaseModel, Task
@@ -258,7 +258,7 @@ class Run:
     def source(self) -> ModelSource:
         """What the base is loaded from: its config and tokenizer, no weights."""
         from adaptkit.artifact.merging import base_spec
-        from adaptkit.models.source import open_source
+        from adaptkit.models.base.source import open_source
 
         return open_source(base_spec(self.recipe.model), tokenizer_folder=self._adapter / "tokenizer")
 

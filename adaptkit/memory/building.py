@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import ModelError
+from adaptkit.models.base.configs import meta_model
+from adaptkit.models.base.skeleton import without_weights
 from adaptkit.models.building import AdaptedModel, build_model
-from adaptkit.models.configs import meta_model
 from adaptkit.models.replacing import replaced
-from adaptkit.models.skeleton import without_weights
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import Recipe
     from adaptkit.strategy import Strategy
     from adaptkit.task import Task

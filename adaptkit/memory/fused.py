@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.kernels import (
+from adaptkit.models.efficiency.kernels import (
     ROTARY,
     Kernels,
     Rotation,
@@ -106,7 +106,7 @@ STAND_INS = Kernels(_norm, _gate, _rotate)
 
 
 def _has_values(tensor: Tensor) -> bool:
-    from adaptkit.models.label_places import has_no_values
+    from adaptkit.models.values import has_no_values
 
     return not has_no_values(tensor)
 

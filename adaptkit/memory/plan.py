@@ -18,8 +18,8 @@ from adaptkit.memory.moments import evaluation_moments, training_moments
 from adaptkit.memory.stacks import shorten
 from adaptkit.memory.trace import GRADIENTS, PARTS, Trace
 from adaptkit.memory.tracker import WORKSPACE
-from adaptkit.models.host_embeddings import frozen_tables
-from adaptkit.models.host_head import HostLinear
+from adaptkit.models.efficiency.host_embeddings import frozen_tables
+from adaptkit.models.efficiency.host_head import HostLinear
 from adaptkit.models.layers import count_parameters
 from adaptkit.training.batches import TrainingBatches, total_steps
 from adaptkit.training.graphs import can_be_recorded, recordings

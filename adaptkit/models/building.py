@@ -11,16 +11,16 @@ from torch import nn
 
 from adaptkit.errors import ModelError
 from adaptkit.models.adaptation import adapt_model
+from adaptkit.models.base.new_tokens import new_row_parameters
+from adaptkit.models.base.source import ModelSource, max_length
 from adaptkit.models.compatibility import check_compatibility
-from adaptkit.models.host_activations import HostActivations
-from adaptkit.models.host_embeddings import move_to_host
-from adaptkit.models.kept_head import fill_head
-from adaptkit.models.kernels import fuse, liger_kernels
+from adaptkit.models.efficiency.host_activations import HostActivations
+from adaptkit.models.efficiency.host_embeddings import move_to_host
+from adaptkit.models.efficiency.kernels import fuse, liger_kernels
+from adaptkit.models.efficiency.recomputation import checkpoint_gradients
+from adaptkit.models.heads.kept_head import fill_head
 from adaptkit.models.layers import count_parameters
-from adaptkit.models.new_tokens import new_row_parameters
 from adaptkit.models.precision import Numerics, choose_numerics
-from adaptkit.models.recomputation import checkpoint_gradients
-from adaptkit.models.source import ModelSource, max_length
 from adaptkit.strategy import AdaptContext
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adaptkit.errors import Problem, RecipeError
-from adaptkit.models.family import local_family
+from adaptkit.models.base.family import local_family
 from adaptkit.recipe import Recipe
 from adaptkit.strategy import Family, Strategy
 from adaptkit.task import Task

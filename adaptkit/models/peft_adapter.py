@@ -20,7 +20,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from adaptkit.models.loading import quiet_transformers
+from adaptkit.models.base.library import quiet_transformers
 from adaptkit.strategy import AdaptContext
 
 ADAPTER = "default"

@@ -55,7 +55,7 @@ class PeftStrategy(Strategy[OptionsT]):
 
     def inject(self, model: nn.Module, config: PeftConfig, context: AdaptContext) -> nn.Module:
         """Puts PEFT's layers in and returns what is to be called; LoRA on plain linear layers computes in one step."""
-        from adaptkit.models.fused_lora import fuse_lora
+        from adaptkit.models.efficiency.fused_lora import fuse_lora
         from adaptkit.models.peft_adapter import LayerAdapter
 
         self._adapter = LayerAdapter(model, config)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adaptkit.metric import TextMetric
-    from adaptkit.models.language import LanguageModelKind
+    from adaptkit.models.language.model import LanguageModelKind
     from adaptkit.task import ChunkTokens
 
 
@@ -66,7 +66,7 @@ def generate(
     Returns:
         The new token ids of each row, up to the first token that ends it.
     """
-    from adaptkit.models.host_head import visit_of
+    from adaptkit.models.efficiency.host_head import visit_of
 
     subject: Any = model
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]

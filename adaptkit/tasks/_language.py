@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adaptkit.metric import TextMetric
-    from adaptkit.models.language import LanguageModelKind
+    from adaptkit.models.base.source import ModelSource
+    from adaptkit.models.language.model import LanguageModelKind
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 # In a preview, between what is read and what is to come of it.
 BECOMES = " → "
@@ -40,7 +40,7 @@ class LanguageTask(Task[OptionsT]):
 
     def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with its own output layer over the vocabulary."""
-        from adaptkit.models.language import load_language_model
+        from adaptkit.models.language.model import load_language_model
 
         self.tokenizer = source.tokenizer
         return load_language_model(source, numerics, seed, self.kind)
@@ -78,13 +78,13 @@ class LanguageTask(Task[OptionsT]):
 
     def locate(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Returns a batch with the places of its labels."""
-        from adaptkit.models.language import located
+        from adaptkit.models.language.model import located
 
         return located(batch, self.kind)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> LossSum:
         """Returns the cross-entropy in nats, summed over the label tokens."""
-        from adaptkit.models.language import label_states
+        from adaptkit.models.language.model import label_states
 
         there = label_states(model, batch, self.kind, whole=self.loss_chunk_tokens is None)
         return LossSum(there.loss(self.loss_chunk_tokens), there.router_loss)
@@ -108,7 +108,7 @@ class LanguageMetrics(Metrics):
 
     def update(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         """Takes one batch; positions without a label are passed over."""
-        from adaptkit.models.language import label_states
+        from adaptkit.models.language.model import label_states
 
         there = label_states(model, batch, self._kind, whole=self._chunk is None)
         loss, right = there.figures(self._chunk)

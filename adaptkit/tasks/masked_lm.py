@@ -142,7 +142,7 @@ class MaskedLM(RunningTextTask[MaskedLMOptions]):
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[dict[str, JSON]]:
         """Returns ``{"text": filled, "fills": [one for each mask]}`` for each prompt."""
-        from adaptkit.models.language import label_logits
+        from adaptkit.models.language.model import label_logits
 
         input_ids, masks = batch["input_ids"].clone(), batch["input_ids"] == self._mask
         asked = {**batch, "labels": input_ids.masked_fill(~masks, IGNORE_INDEX)}

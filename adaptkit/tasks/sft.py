@@ -25,8 +25,8 @@ from adaptkit.tasks._lessons import Rendered, last_answer, make_features, refuse
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 

@@ -34,8 +34,8 @@ from adaptkit.tasks.classification.target import Example, Kind, Target
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 
@@ -219,7 +219,7 @@ class TextClassification(Task[TextClassificationOptions]):
 
     def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with the target's outputs."""
-        from adaptkit.models.classifier import load_classifier
+        from adaptkit.models.heads.classifier import load_classifier
 
         return load_classifier(
             source,

@@ -34,8 +34,8 @@ from adaptkit.tasks.tagging.sentences import Sentence, read_sentences
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import DataSpec
     from adaptkit.strategy import JSON
 
@@ -264,7 +264,7 @@ class TokenClassification(Task[TokenClassificationOptions]):
 
     def load_base(self, source: ModelSource, numerics: Numerics, seed: int) -> BaseModel:
         """Loads the base with one output a tag."""
-        from adaptkit.models.token_classifier import load_token_classifier
+        from adaptkit.models.heads.token_classifier import load_token_classifier
 
         return load_token_classifier(source, numerics=numerics, seed=seed, labels=self.tags)
 

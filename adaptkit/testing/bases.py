@@ -105,8 +105,8 @@ def write_base(folder: Path, base: TinyBase) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    from adaptkit.models.loading import quiet_transformers
-    from adaptkit.models.tokenizers import train_tokenizer
+    from adaptkit.models.base.library import quiet_transformers
+    from adaptkit.models.base.tokenizers import train_tokenizer
 
     classes: dict[Family, Any] = {
         "encoder": AutoModelForMaskedLM,

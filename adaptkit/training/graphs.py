@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.recomputation import draws_at_random
+from adaptkit.models.efficiency.recomputation import draws_at_random
 from adaptkit.models.replacing import replaced
 from adaptkit.strategy import Strategy
 from adaptkit.training.in_backward import InBackward

@@ -93,7 +93,7 @@ def _without_waiting(plain: Any) -> Callable[..., Optimizer]:
     """
     import torch
 
-    from adaptkit.models.label_places import has_no_values
+    from adaptkit.models.values import has_no_values
 
     class Unhurried(plain):  # type: ignore[misc]
         def get_state_buffer(self, p: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

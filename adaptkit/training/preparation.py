@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import DataError, ModelError
+from adaptkit.models.base.source import ModelSource, max_length, open_source
 from adaptkit.models.compatibility import check_compatibility
-from adaptkit.models.source import ModelSource, max_length, open_source
 from adaptkit.recipe import Recipe
 from adaptkit.strategy import Strategy
 from adaptkit.task import Features, Splits, Task

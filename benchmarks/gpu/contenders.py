@@ -117,8 +117,8 @@ def adaptkit(work: Work, device: torch.device, begun: float) -> Timing:
 
 def adaptkit_job(work: Work, device: torch.device) -> Any:
     """Returns adaptkit's own job on the random base, before its first step."""
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.building import build_model
-    from adaptkit.models.source import ModelSource
     from adaptkit.recipe import parse_recipe
     from adaptkit.registry import load_registry
     from adaptkit.task import BaseModel

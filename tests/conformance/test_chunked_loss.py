@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adaptkit.models.language import label_logits
-from adaptkit.models.output_head import OutputHead
-from adaptkit.models.output_loss import FULL_TILE, chunk_rows, figures, summed_loss
+from adaptkit.models.language.model import label_logits
+from adaptkit.models.language.output_head import OutputHead
+from adaptkit.models.language.output_loss import FULL_TILE, chunk_rows, figures, summed_loss
 from adaptkit.recipe import parse_recipe
 from adaptkit.registry import load_registry
 from adaptkit.tasks._language import LanguageMetrics
@@ -265,7 +265,7 @@ def test_auto_is_256_mebibytes_of_logits_in_whole_tiles() -> None:
 
 
 def head(layer: nn.Module) -> OutputHead:
-    from adaptkit.models.logit_tail import unchanged
+    from adaptkit.models.language.logit_tail import unchanged
 
     return OutputHead(layer, unchanged, layer.weight.shape[0])  # type: ignore[arg-type, index]
 

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from adaptkit.models.classifier import load_classifier
+from adaptkit.models.heads.classifier import load_classifier
 from adaptkit.task import Row, Splits
 from adaptkit.tasks.text_classification import TextClassification, TextClassificationOptions
 

@@ -172,7 +172,7 @@ def test_layers_that_the_host_must_look_into_are_not_recorded(
 def test_on_a_gpu_what_is_played_back_gives_what_is_taken(
     strategy: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptkit.models import host_activations, host_embeddings
+    from adaptkit.models.efficiency import host_activations, host_embeddings
 
     monkeypatch.setattr(graphs, "SHARE", 1.0)  # of a tiny base an adapter is a large part
     for module in (host_activations, host_embeddings):

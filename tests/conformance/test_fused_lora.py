@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptkit.models.fused_lora import FusedLoraLinear, fuse_lora
+from adaptkit.models.efficiency.fused_lora import FusedLoraLinear, fuse_lora
 
 
 def adapted(bias: bool = True, **options: Any) -> nn.Module:

@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptkit.models import fused_lora
-from adaptkit.models.fused_lora import FusedLora, fuse_lora
+from adaptkit.models.efficiency import fused_lora
+from adaptkit.models.efficiency.fused_lora import FusedLora, fuse_lora
 
 IN, OUT = 128, 192
 

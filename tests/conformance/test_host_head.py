@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models import host_embeddings
-from adaptkit.models.host_head import HostLinear, Visit, visit_of, wait_in_host
+from adaptkit.models.efficiency import host_embeddings
+from adaptkit.models.efficiency.host_head import HostLinear, Visit, visit_of, wait_in_host
 from adaptkit.registry import load_registry
 from adaptkit.tasks._generation import generate
 from adaptkit.testing.subject import Subject

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.llama import modeling_llama
 
-from adaptkit.models.kernels import ROTARY, Kernels, fuse
+from adaptkit.models.efficiency.kernels import ROTARY, Kernels, fuse
 
 SIZES = {
     "hidden_size": 64,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adaptkit.data.packing import collate_packed, pack
 from adaptkit.errors import DataError
-from adaptkit.models.language import label_logits, load_language_model
+from adaptkit.models.language.model import label_logits, load_language_model
 from adaptkit.task import Features
 from adaptkit.tasks._language import LanguageTask
 from adaptkit.tasks.causal_lm import CausalLM, CausalLMOptions

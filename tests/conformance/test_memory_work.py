@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptkit.models import host_activations, host_embeddings
-from adaptkit.models.host_activations import HostActivations
-from adaptkit.models.recomputation import draws_at_random
+from adaptkit.models.efficiency import host_activations, host_embeddings
+from adaptkit.models.efficiency.host_activations import HostActivations
+from adaptkit.models.efficiency.recomputation import draws_at_random
 from adaptkit.registry import load_registry
 from adaptkit.testing.subject import Subject
 from adaptkit.testing.trial import ALL_TOKENS, Trial, make_trial
@@ -258,7 +258,7 @@ def test_on_a_gpu_inputs_of_blocks_take_no_memory_between_the_passes() -> None:
     layers, shape = 24, (4, 1024, 1024)
     found: dict[bool, tuple[Tensor, int]] = {}
     for offload in (False, True):
-        from adaptkit.models.recomputation import BlockRunner
+        from adaptkit.models.efficiency.recomputation import BlockRunner
 
         torch.manual_seed(0)
         blocks = [torch.nn.Sequential(torch.nn.Linear(1024, 1024), torch.nn.Tanh()).cuda() for _ in range(layers)]

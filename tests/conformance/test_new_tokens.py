@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import adaptkit
 from adaptkit.errors import ModelError
-from adaptkit.models.loading import load_model
-from adaptkit.models.new_tokens import fold, new_row_parameters
-from adaptkit.models.source import ModelSource, open_source
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.base.new_tokens import fold, new_row_parameters
+from adaptkit.models.base.source import ModelSource, open_source
 from adaptkit.recipe import ModelSpec, Recipe
 from adaptkit.training.loop import training_steps
 

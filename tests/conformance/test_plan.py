@@ -202,7 +202,7 @@ def test_only_what_gives_the_same_is_planned_as_fused() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from adaptkit.memory import fused
-    from adaptkit.models.kernels import fuse_modules
+    from adaptkit.models.efficiency.kernels import fuse_modules
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     counts = {}
@@ -216,7 +216,7 @@ def test_only_what_gives_the_same_is_planned_as_fused() -> None:
 
 def test_a_plan_for_a_gpu_leaves_out_what_waits_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.memory.auto import without_auto
-    from adaptkit.models import host_activations
+    from adaptkit.models.efficiency import host_activations
 
     monkeypatch.setattr(host_activations, "MIN_BYTES", 1)
     held = {}
@@ -231,7 +231,7 @@ def test_a_plan_for_a_gpu_leaves_out_what_waits_in_the_host(monkeypatch: pytest.
 
 def test_a_plan_for_a_gpu_has_the_output_layer_on_a_visit(monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptkit.memory.auto import without_auto
-    from adaptkit.models import host_embeddings
+    from adaptkit.models.efficiency import host_embeddings
 
     monkeypatch.setattr(host_embeddings, "MIN_BYTES", 2**14)
     plans = {}

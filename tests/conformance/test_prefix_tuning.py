@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adaptkit.errors import ModelError
 from adaptkit.models.attention import PrefixKV, prefixes
-from adaptkit.models.loading import load_model
-from adaptkit.models.source import ModelSource
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.base.source import ModelSource
 from adaptkit.recipe import ModelSpec
 from adaptkit.strategies.prefix_tuning import PrefixTuning, PrefixTuningOptions
 from adaptkit.strategy import AdaptContext, Family

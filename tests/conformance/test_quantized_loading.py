@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import nn
 
-from adaptkit.models.loading import load_model
-from adaptkit.models.quantized_cache import MANIFEST, cache_root
-from adaptkit.models.source import open_source
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.base.quantized_cache import MANIFEST, cache_root
+from adaptkit.models.base.source import open_source
 from adaptkit.recipe import ModelSpec, Precision
 from adaptkit.testing.bases import BASES, SIZES, TinyBase, write_base
 

@@ -12,7 +12,7 @@ from chats import DIALOGUE, STYLES, tokenizer_of
 from torch import Tensor, nn
 
 from adaptkit.data.packing import collate_packed, pack
-from adaptkit.models.source import ModelSource, open_source
+from adaptkit.models.base.source import ModelSource, open_source
 from adaptkit.recipe import DataSpec, ModelSpec
 from adaptkit.registry import load_registry
 from adaptkit.task import Features, Row

@@ -15,7 +15,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from adaptkit.models.token_classifier import load_token_classifier
+from adaptkit.models.heads.token_classifier import load_token_classifier
 from adaptkit.recipe import Recipe
 from adaptkit.task import Row, Splits
 from adaptkit.tasks.token_classification import TokenClassification, TokenClassificationOptions

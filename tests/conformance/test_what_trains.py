@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BartConfig, BartForConditionalGeneration
 
 from adaptkit.models.adaptation import adapt_model
-from adaptkit.models.classifier import load_classifier
+from adaptkit.models.base.source import open_source
+from adaptkit.models.heads.classifier import load_classifier
 from adaptkit.models.layers import count_parameters
-from adaptkit.models.source import open_source
 from adaptkit.recipe import ModelSpec, Precision, Recipe
 from adaptkit.registry import load_registry
 from adaptkit.task import BaseModel

@@ -20,7 +20,7 @@ from adaptkit.artifact import merging
 from adaptkit.artifact.folder import RunFolder
 from adaptkit.artifact.run import Run
 from adaptkit.cli.app import main
-from adaptkit.models.quantized_cache import is_whole, made_once, write_entry
+from adaptkit.models.base.quantized_cache import is_whole, made_once, write_entry
 from adaptkit.recipe import Recipe, dump_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,7 +19,7 @@ import adaptkit
 from adaptkit.artifact.merging import base_spec, check_base, plain_model
 from adaptkit.artifact.run import Run
 from adaptkit.errors import CheckpointError, ModelError
-from adaptkit.models.source import open_source
+from adaptkit.models.base.source import open_source
 from adaptkit.recipe import ModelSpec, parse_recipe
 from adaptkit.registry import load_registry
 

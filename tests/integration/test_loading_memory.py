@@ -22,9 +22,9 @@ LAYERS, VOCABULARY, SHARDS = 32, 480, 6
 PROGRAM = """
 import json, sys, threading, time
 import bitsandbytes, torch, transformers
-from adaptkit.models.loading import load_model
+from adaptkit.models.base.loading import load_model
 from adaptkit.models.precision import Numerics
-from adaptkit.models.source import open_source
+from adaptkit.models.base.source import open_source
 from adaptkit.recipe import ModelSpec
 
 def anonymous():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import adaptkit
 from adaptkit.artifact.run import Run
-from adaptkit.models.quantized_cache import cache_root
+from adaptkit.models.base.quantized_cache import cache_root
 from adaptkit.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

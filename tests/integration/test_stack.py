@@ -16,7 +16,7 @@ import adaptkit
 from adaptkit.artifact.run import Run
 from adaptkit.artifact.stack import Stack
 from adaptkit.errors import AdaptkitError, ModelError, RecipeError
-from adaptkit.models.loading import load_model as real_load_model
+from adaptkit.models.base.loading import load_model as real_load_model
 from adaptkit.models.sharing import shared_copy
 from adaptkit.recipe import parse_recipe
 from adaptkit.registry import load_registry
@@ -116,7 +116,7 @@ def test_the_files_of_the_base_are_read_once(runs: dict[str, Path], monkeypatch:
         reads.append("read")
         return real_load_model(*arguments, **values)
 
-    monkeypatch.setattr("adaptkit.models.heads.load_model", counted)
+    monkeypatch.setattr("adaptkit.models.heads.new_head.load_model", counted)
     stack = adaptkit.stack(runs)
     for name in (*runs, {"films": 0.5, "tone": 0.5}):
         stack.use(name)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification, PegasusConfig
 
 from adaptkit.errors import ModelError
-from adaptkit.models.classifier import PooledClassifier, default_pooling, load_classifier, trained_pooling
-from adaptkit.models.source import open_source
+from adaptkit.models.base.source import open_source
+from adaptkit.models.heads.classifier import PooledClassifier, default_pooling, load_classifier, trained_pooling
 from adaptkit.recipe import ModelSpec
 
 # (2 rows, 3 tokens, 2 features); the second row has one real token.

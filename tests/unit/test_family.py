@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptkit.models.family import architectures, family_of, local_family
+from adaptkit.models.base.family import architectures, family_of, local_family
 
 FAMILIES = {
     "encoder": ["bert", "roberta", "distilbert", "modernbert", "electra", "deberta-v2", "albert", "xlm-roberta"],
@@ -58,7 +58,7 @@ def test_a_finished_run_is_of_the_family_of_its_base(record: object, family: str
 
 
 def test_a_family_is_told_without_torch() -> None:
-    code = "import sys; from adaptkit.models.family import local_family; print(local_family('gpt2'))"
+    code = "import sys; from adaptkit.models.base.family import local_family; print(local_family('gpt2'))"
     check = "; assert not {'torch', 'transformers'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "decoder"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from adaptkit.errors import ModelError
-from adaptkit.models.configs import load_config
-from adaptkit.models.loading import load_model
-from adaptkit.models.source import ModelSource, open_source
-from adaptkit.models.tokenizers import load_tokenizer
+from adaptkit.models.base.configs import load_config
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.base.source import ModelSource, open_source
+from adaptkit.models.base.tokenizers import load_tokenizer
 from adaptkit.recipe import ModelSpec, Precision
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from adaptkit.memory.fakes import held_tensors
-from adaptkit.models.skeleton import without_weights
-from adaptkit.models.source import open_source
+from adaptkit.models.base.skeleton import without_weights
+from adaptkit.models.base.source import open_source
 from adaptkit.recipe import ModelSpec, Precision
 from adaptkit.testing.bases import workshop
 
@@ -19,7 +19,7 @@ from adaptkit.testing.bases import workshop
 def load(name: str, auto: str, precision: Precision, *, skeleton: bool) -> tuple[nn.Module, list[str]]:
     import transformers
 
-    from adaptkit.models.loading import load_model
+    from adaptkit.models.base.loading import load_model
 
     source = open_source(ModelSpec(name=name))
     source = without_weights(source) if skeleton else source
@@ -67,7 +67,7 @@ def test_a_config_is_enough(tmp_path: Path) -> None:
 def test_a_bare_encoder_lacks_the_head_of_a_masked_model(tiny_bert: Path) -> None:
     _, missing = load(str(tiny_bert), "AutoModelForMaskedLM", "fp32", skeleton=False)
     _, thought_missing = load(str(tiny_bert), "AutoModelForMaskedLM", "fp32", skeleton=True)
-    from adaptkit.models.language import _really_new
+    from adaptkit.models.language.model import _really_new
 
     bones, _ = load(str(tiny_bert), "AutoModelForMaskedLM", "fp32", skeleton=True)
     assert _really_new(bones, thought_missing) == _really_new(bones, missing)
@@ -76,7 +76,7 @@ def test_a_bare_encoder_lacks_the_head_of_a_masked_model(tiny_bert: Path) -> Non
 def test_nf4_with_double_quantisation_takes_0_516_bytes_a_weight() -> None:
     import bitsandbytes as bnb
 
-    from adaptkit.models.skeleton import _pack_4bit
+    from adaptkit.models.base.skeleton import _pack_4bit
 
     with torch.device("meta"):
         layer = bnb.nn.Linear4bit(4096, 4096, bias=False)

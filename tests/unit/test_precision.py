@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from adaptkit.models import precision
+from adaptkit.models.base.reading import storage
 from adaptkit.models.precision import choose_numerics
-from adaptkit.models.reading import storage
 from adaptkit.recipe import Recipe, StrategyOptions, TaskOptions
 from adaptkit.strategy import Capabilities, Strategy
 

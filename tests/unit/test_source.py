@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from adaptkit.errors import ModelError
-from adaptkit.models.loading import load_model
-from adaptkit.models.local import check_local
-from adaptkit.models.source import ModelSource, max_length, open_source
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.base.local import check_local
+from adaptkit.models.base.source import ModelSource, max_length, open_source
 from adaptkit.recipe import ModelSpec, Recipe
 
 TEXTS = ["a small film of great words", "many words, and a great many more", "so small a plot"] * 5

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adaptkit.errors import ModelError
-from adaptkit.models.tokenizers import load_tokenizer, train_tokenizer, trained_tokenizer
+from adaptkit.models.base.tokenizers import load_tokenizer, train_tokenizer, trained_tokenizer
 from adaptkit.recipe import ModelSpec, TokenizerTraining
 from adaptkit.strategy import Family
 

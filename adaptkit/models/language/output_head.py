@@ -11,9 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.host_head import HostLinear, Visit, visit_of
-from adaptkit.models.label_places import LabelPlaces, has_no_values
-from adaptkit.models.logit_tail import Probe, Tail, unchanged
+from adaptkit.models.efficiency.host_head import HostLinear, Visit, visit_of
+from adaptkit.models.language.label_places import LabelPlaces
+from adaptkit.models.language.logit_tail import Probe, Tail, unchanged
+from adaptkit.models.values import has_no_values
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptkit.models.values import has_no_values
 from adaptkit.task import IGNORE_INDEX
 
 
@@ -46,10 +47,3 @@ class LabelPlaces:
         virtual = tensor.shape[1] - self.length
         index = self.index + (self.index // self.length + 1) * virtual if virtual else self.index
         return tensor.flatten(0, 1).index_select(0, index)
-
-
-def has_no_values(tensor: Tensor) -> bool:
-    """Whether a tensor is only the shape of one."""
-    from torch._subclasses import FakeTensor
-
-    return tensor.is_meta or isinstance(tensor, FakeTensor)

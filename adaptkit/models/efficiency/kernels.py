@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.label_places import has_no_values
+from adaptkit.models.values import has_no_values
 
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 ROTARY = "apply_rotary_pos_emb"  # what transformers calls it in every file of a model that has it

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from adaptkit.errors import ModelError
-from adaptkit.models.host_activations import HostActivations
+from adaptkit.models.efficiency.host_activations import HostActivations
 
 Recomputed: TypeAlias = Literal["whole", "selective"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adaptkit.models.label_places import has_no_values
+from adaptkit.models.values import has_no_values
 
 # Of the rows that come before they are needed: a block's own pass takes as much memory as about a quarter of the
 # weight and the loss of a chunk of labels (Llama 3.1 8B at 4,096 tokens), so that neither of the two is the peak.

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from adaptkit.errors import ModelError
-from adaptkit.models.configs import fit_to_tokenizer, load_config, meta_model, positions
-from adaptkit.models.family import family_of
-from adaptkit.models.local import base_fingerprint
-from adaptkit.models.new_tokens import NewTokens, add_new_tokens
-from adaptkit.models.tokenizers import Texts, check_tokenizer, load_tokenizer, trained_tokenizer
+from adaptkit.models.base.configs import fit_to_tokenizer, load_config, meta_model, positions
+from adaptkit.models.base.family import family_of
+from adaptkit.models.base.local import base_fingerprint
+from adaptkit.models.base.new_tokens import NewTokens, add_new_tokens
+from adaptkit.models.base.tokenizers import Texts, check_tokenizer, load_tokenizer, trained_tokenizer
 from adaptkit.recipe import ModelSpec, Recipe, TokenizerTraining
 from adaptkit.strategy import Family
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import ModelError
-from adaptkit.models.loading import load_model
+from adaptkit.models.base.loading import load_model
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 QUANTIZED_FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
 

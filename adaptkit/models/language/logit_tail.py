@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from adaptkit.models.label_places import has_no_values
+from adaptkit.models.values import has_no_values
 
 Tail: TypeAlias = Callable[[Tensor], Tensor]
 

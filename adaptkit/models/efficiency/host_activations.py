@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from adaptkit.models.label_places import has_no_values
+from adaptkit.models.values import has_no_values
 
 MIN_BYTES = 2**20
 

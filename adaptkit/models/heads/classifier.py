@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.errors import ModelError
-from adaptkit.models.heads import LinearHead, has_native_head, load_backbone, load_native_head, with_linear_head
+from adaptkit.models.heads.new_head import (
+    LinearHead,
+    has_native_head,
+    load_backbone,
+    load_native_head,
+    with_linear_head,
+)
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 Pooling: TypeAlias = Literal["auto", "native", "cls", "mean", "last"]
 # Keys of sentence-transformers' 1_Pooling/config.json.

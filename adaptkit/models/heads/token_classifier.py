@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adaptkit.models.heads import LinearHead, has_native_head, load_backbone, load_native_head, with_linear_head
+from adaptkit.models.heads.new_head import (
+    LinearHead,
+    has_native_head,
+    load_backbone,
+    load_native_head,
+    with_linear_head,
+)
 from adaptkit.task import BaseModel
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 # What configs call the dropout in front of a head, or of the whole model; the first that there is counts.
 DROPOUTS = ("classifier_dropout", "hidden_dropout_prob", "dropout_rate", "dropout")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptkit.models.output_head import OutputHead
+from adaptkit.models.language.output_head import OutputHead
 
 LOGITS_BYTES = 256 * 2**20
 WIDENED_BYTES = 32 * 2**20  # of fp32 numbers that 16-bit logits become at the same time

@@ -8,14 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptkit.models.quantized_cache import entry_folder, is_whole, made_once, write_entry
-from adaptkit.models.reading import Report, absent, read_weights, storage
+from adaptkit.models.base.quantized_cache import entry_folder, is_whole, made_once, write_entry
+from adaptkit.models.base.reading import Report, absent, read_weights, storage
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 # Files of the cache: what the host holds at once while they are written from an accelerator.
 SHARD_SIZE = "1GB"

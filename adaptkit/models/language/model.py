@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.label_places import LabelPlaces
-from adaptkit.models.loading import load_model
-from adaptkit.models.output_head import OutputHead, run_with_head
-from adaptkit.models.output_loss import chunk_rows, figures, summed_loss
+from adaptkit.models.base.loading import load_model
+from adaptkit.models.language.label_places import LabelPlaces
+from adaptkit.models.language.output_head import OutputHead, run_with_head
+from adaptkit.models.language.output_loss import chunk_rows, figures, summed_loss
 from adaptkit.task import IGNORE_INDEX, BaseModel, ChunkTokens
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 PLACES = "label_places"  # of a batch: where its labels are
 LanguageModelKind: TypeAlias = Literal["causal", "masked", "seq2seq"]

@@ -93,7 +93,7 @@ def _low_rank(x: Tensor, down: Tensor, dropout: nn.Module, dtype: torch.dtype) -
 def _quantized_classes() -> tuple[type, type] | None:
     """Returns PEFT's LoRA layer on 4-bit weights and the fused one, where bitsandbytes is installed."""
     try:
-        from adaptkit.models.fused_lora_4bit import FusedLora4bit, PeftLinear4bit
+        from adaptkit.models.efficiency.fused_lora_4bit import FusedLora4bit, PeftLinear4bit
     except ImportError:
         return None
     return PeftLinear4bit, FusedLora4bit

@@ -10,7 +10,7 @@ from shlex import quote
 from typing import Any
 
 from adaptkit.errors import ModelError, did_you_mean
-from adaptkit.models.family import RUN_RECORD, architectures
+from adaptkit.models.base.family import RUN_RECORD, architectures
 from adaptkit.recipe import ModelSpec, TokenizerTraining
 
 # Whatever decides what a base computes: weights, configs, tokenizer, the pooling of a sentence encoder.

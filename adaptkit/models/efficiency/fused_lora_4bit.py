@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor
 
-from adaptkit.models.fused_lora import FusedLora
+from adaptkit.models.efficiency.fused_lora import FusedLora
 
 __all__ = ["FusedLora4bit", "PeftLinear4bit"]
 

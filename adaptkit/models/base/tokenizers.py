@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import ModelError
-from adaptkit.models.family import read_json
-from adaptkit.models.loading import as_model_error
+from adaptkit.models.base.family import read_json
+from adaptkit.models.base.library import as_model_error
 from adaptkit.recipe import ModelSpec, TokenizerTraining
 
 if TYPE_CHECKING:

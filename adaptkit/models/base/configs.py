@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptkit.errors import ModelError, Problem, did_you_mean
-from adaptkit.models.loading import as_model_error, quiet_transformers
-from adaptkit.models.local import check_local, is_architecture
+from adaptkit.models.base.library import as_model_error, quiet_transformers
+from adaptkit.models.base.local import check_local, is_architecture
 from adaptkit.recipe import ModelSpec
 
 if TYPE_CHECKING:

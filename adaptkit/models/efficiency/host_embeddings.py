@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.host_head import HostLinear, wait_in_host
+from adaptkit.models.efficiency.host_head import HostLinear, wait_in_host
 
 MIN_BYTES = 2**20
 

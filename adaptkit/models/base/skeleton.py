@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from adaptkit.models.base.source import ModelSource
     from adaptkit.models.precision import Numerics
-    from adaptkit.models.source import ModelSource
 
 # Of bitsandbytes: weights that share a scale, scales that share a scale of their own.
 BLOCK, SCALES_BLOCK = 64, 256
@@ -40,7 +40,7 @@ def make_skeleton(auto_class: Any, source: ModelSource, config: Any, numerics: N
     Raises:
         ModelError: The config makes no such model.
     """
-    from adaptkit.models.loading import as_model_error, quiet_transformers
+    from adaptkit.models.base.library import as_model_error, quiet_transformers
 
     with as_model_error(source.spec), quiet_transformers(), torch.device("meta"):
         model: Any = auto_class.from_config(config, dtype=numerics.storage_dtype)
@@ -48,7 +48,7 @@ def make_skeleton(auto_class: Any, source: ModelSource, config: Any, numerics: N
     if numerics.quantized:
         _quantize(model, missing, numerics)
     if source.new_tokens is not None:
-        from adaptkit.models.new_tokens import extend
+        from adaptkit.models.base.new_tokens import extend
 
         extend(model, source.new_tokens)
     return model, missing
@@ -76,8 +76,8 @@ def _saved_model(source: ModelSource) -> nn.Module | None:
     """Returns a skeleton of the class that the config names, or else of the bare model."""
     import transformers
 
-    from adaptkit.models.configs import meta_model
-    from adaptkit.models.loading import quiet_transformers
+    from adaptkit.models.base.configs import meta_model
+    from adaptkit.models.base.library import quiet_transformers
 
     name = next(iter(source.config.architectures or ()), "")
     named = getattr(transformers, name, None)

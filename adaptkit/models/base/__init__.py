@@ -1,0 +1,1 @@
+"""A base: from its name to a module with its weights."""

@@ -1,0 +1,1 @@
+"""What saves memory or time and changes no result: recomputation, the host's memory, fused kernels."""
