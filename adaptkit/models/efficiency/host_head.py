@@ -7,6 +7,7 @@ blocks still run; the last part comes when they are done, into the memory that t
 from __future__ import annotations
 
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ class HostLinear(nn.Linear):
 
     _page_locked: Tensor | None = None
     _visit: weakref.ref[Visit] | None = None
-    _stream: Any = None
 
     @property
     def source(self) -> Tensor:
@@ -42,12 +42,6 @@ class HostLinear(nn.Linear):
             current = Visit(self)
             self._visit = weakref.ref(current)
         return current
-
-    def stream(self, device: torch.device) -> torch.cuda.Stream:
-        """Returns the stream on which the weight comes."""
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return self._stream  # type: ignore[no-any-return]
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns what `nn.Linear` does, without a gradient of the weight."""
@@ -74,6 +68,12 @@ def visit_of(model: nn.Module) -> Visit | None:
     """Begins a visit of a model's output layer, which ends when nobody holds it; None: the layer is always there."""
     layer = getattr(model, "get_output_embeddings", lambda: None)()
     return layer.visit() if isinstance(layer, HostLinear) else None
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream of a device on which weights come."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Product(torch.autograd.Function):
@@ -134,7 +134,7 @@ class Visit:
         source = self._layer.source.detach()[rows]
         if device.type != "cuda":
             return here.copy_(source)
-        side = self._layer.stream(device)
+        side = _stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             here.copy_(source, non_blocking=True)
