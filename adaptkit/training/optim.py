@@ -97,7 +97,8 @@ def _without_waiting(plain: Any) -> Callable[..., Optimizer]:
 
     class Unhurried(plain):  # type: ignore[misc]
         def get_state_buffer(self, p: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-            if has_no_values(p):  # Paged memory is the driver's, and a plan must not get any.
+            # Paged memory is the GPU's driver's: a CPU has none, and a plan must not get any.
+            if not p.is_cuda or has_no_values(p):
                 return torch.zeros_like(p, dtype=dtype)
             buffer: Tensor = super().get_state_buffer(p, dtype)
             return buffer
