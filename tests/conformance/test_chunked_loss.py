@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adaptkit.models.language import output_loss
+from adaptkit.models.language.logit_tail import unchanged
 from adaptkit.models.language.model import label_logits
 from adaptkit.models.language.output_head import OutputHead
 from adaptkit.models.language.output_loss import FULL_TILE, chunk_rows, figures, summed_loss
@@ -323,3 +325,37 @@ def test_a_run_is_told_its_chunk() -> None:
     assert subject.task.loss_chunk_tokens == CHUNK
     subject.logits()
     assert subject.task.loss_chunk_tokens == CHUNK
+
+
+class Widened(TorchDispatchMode):
+    """Takes down the elements of every fp32 tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.dtype == torch.float32]
+        self.largest = max([self.largest, *(one.numel() for one in tensors)])
+        return made
+
+
+def test_few_rows_of_16_bit_logits_become_fp32_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, vocabulary = 24, 512
+    torch.manual_seed(0)
+    layer = nn.Linear(8, vocabulary, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    head = OutputHead(layer, unchanged, vocabulary)
+    labels = torch.randint(vocabulary, (rows,))
+    results = []
+    for at_once in (rows, 2):
+        monkeypatch.setattr(output_loss, "WIDENED_BYTES", 4 * vocabulary * at_once)
+        states = torch.randn(rows, 8, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        with Widened() as widened:
+            loss, right = figures(states, labels, head, rows)
+            trained = summed_loss(states, labels, head, rows)
+            trained.backward()
+        assert widened.largest == at_once * vocabulary
+        results.append((loss, right, trained.detach(), states.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)

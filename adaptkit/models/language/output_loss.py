@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from adaptkit.models.language.output_head import OutputHead
 
 LOGITS_BYTES = 256 * 2**20
-WIDENED_BYTES = 32 * 2**20  # of fp32 numbers that 16-bit logits become at the same time
+WIDENED_BYTES = 32 * 2**20  # of fp32 numbers that are computed from logits at the same time
 FULL_TILE = 128  # rows of a matrix product; with fewer a GPU is not busy
 
 
@@ -68,7 +68,15 @@ def _parts(states: Tensor, rows: int) -> list[slice]:
 
 def _chunk_figures(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     right = (logits.argmax(dim=-1) == labels).sum()
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum"), right
+    losses = [
+        torch.nn.functional.cross_entropy(logits[part].float(), labels[part], reduction="sum")
+        for part in _parts(logits, _widened_rows(logits))
+    ]
+    return torch.stack(losses).sum(), right
+
+
+def _widened_rows(logits: Tensor) -> int:
+    return max(WIDENED_BYTES // (4 * logits.shape[-1]), 1)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -125,8 +133,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, *, overwrite: bool) -> tuple[
     """
     is_whole = logits.dtype == torch.promote_types(logits.dtype, torch.float32)
     gradient = logits if overwrite else torch.empty_like(logits)
-    rows = len(logits) if is_whole else max(WIDENED_BYTES // (4 * logits.shape[-1]), 1)
-    parts = _parts(logits, rows)
+    parts = _parts(logits, len(logits) if is_whole else _widened_rows(logits))
     losses = [_write_gradient(logits[part], labels[part], gradient[part]) for part in parts]
     return torch.stack(losses).sum(), gradient
 
