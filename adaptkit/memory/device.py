@@ -13,9 +13,9 @@ CUDA_BLOCK, CUDA_LARGE, CUDA_ROUND, CUDA_REST = 512, 10 * MIB, 2 * MIB, MIB
 # from Hopper on :4096:8 (32 MiB); https://docs.nvidia.com/cuda/cublas/#results-reproducibility
 CUBLAS_WORKSPACE = 8 * MIB + 128 * 1024
 HOPPER_WORKSPACE = 32 * MIB
-# The thread of the backward pass has a handle of its own, with its own workspace: on an H200 plans with one were 33 MiB
-# too low for every run.
-CUBLAS_HANDLES = 2
+# Each thread that computes, and each stream, has its own (aten/src/ATen/cuda/CublasHandlePool.cpp): the forward and the
+# backward pass, on an H200 plans with one were 33 MiB too low for every run; and beside recorded passes an evaluation.
+CUBLAS_WORKSPACES, CUBLAS_WORKSPACES_RECORDED = 2, 3
 HOPPER = (9, 0)
 # Context and loaded kernels, beside what the allocator counts. A round figure that was not measured: it depends on the
 # driver and on which kernels a run loads.
@@ -35,12 +35,18 @@ def allocated_bytes(device: torch.device, size: int) -> int:
     return whole if blocks >= CUDA_LARGE and whole - blocks <= CUDA_REST else blocks
 
 
-def library_workspace(device: torch.device) -> int:
-    """Returns the bytes that libraries allocate through torch for themselves."""
+def library_workspace(device: torch.device, *, recorded: bool) -> int:
+    """Returns the bytes that libraries allocate through torch for themselves.
+
+    Args:
+        device: Of a run.
+        recorded: Whether passes are recorded, on a stream of their own.
+    """
     if device.type != "cuda":
         return 0
     here = torch.cuda.is_available() and torch.cuda.get_device_capability() >= HOPPER
-    return CUBLAS_HANDLES * (HOPPER_WORKSPACE if here else CUBLAS_WORKSPACE)
+    count = CUBLAS_WORKSPACES_RECORDED if recorded else CUBLAS_WORKSPACES
+    return count * (HOPPER_WORKSPACE if here else CUBLAS_WORKSPACE)
 
 
 def context_bytes(device: torch.device) -> int:

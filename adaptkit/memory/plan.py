@@ -136,7 +136,7 @@ def _plan(
     step, index = batches.longest(blueprint.total_steps)
     passes = batches.at(step)
     strategy.before_step(model, 0)
-    more = _recorded_gradients(model, blueprint, batches, len(passes))
+    recorded, gradients = _recorded_passes(model, blueprint, batches), _trained_bytes(model)
     cached = settings.cache_frozen_features and strategy.frozen_features(model) is not None
     trace = Trace(
         model,
@@ -152,8 +152,9 @@ def _plan(
         visiting = _visiting_bytes(model)
         moments |= evaluation_moments(trace, task, prepared, settings.pass_tokens, numerics, visiting)
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
-    parts[GRADIENTS] += more
-    parts[WORKSPACE] += library_workspace(numerics.device)
+    # Each recorded pass keeps its gradients, beside those that several passes of a step add up to.
+    parts[GRADIENTS] += max(recorded - (len(passes) == 1), 0) * gradients
+    parts[WORKSPACE] += library_workspace(numerics.device, recorded=recorded > 0)
     return MemoryPlan(
         parts={part: parts[part] for part in PARTS},
         moment=moment,
@@ -165,15 +166,17 @@ def _plan(
     )
 
 
-def _recorded_gradients(model: nn.Module, blueprint: Blueprint, batches: TrainingBatches, passes: int) -> int:
-    """Returns the bytes of the gradients that recorded passes keep, and add up, besides those of a pass."""
+def _recorded_passes(model: nn.Module, blueprint: Blueprint, batches: TrainingBatches) -> int:
+    """Returns how many passes a run will have recorded."""
     settings = blueprint.recipe.training
     on_gpu = blueprint.numerics.device.type == "cuda" and settings.cuda_graphs == "auto"
     if not on_gpu or settings.optimizer_in_backward or not can_be_recorded(model, blueprint.strategy):
         return 0
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    kept = recordings(batches, blueprint.total_steps)
-    return max(kept - (passes == 1), 0) * trained
+    return recordings(batches, blueprint.total_steps)
+
+
+def _trained_bytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _on_host(model: nn.Module, recipe: Recipe, numerics: Numerics) -> list[str]:
