@@ -125,6 +125,7 @@ class Source(Options):
     weight: float = Field(
         1.0,
         gt=0,
+        le=1000,
         description="How often its rows are taken in an epoch: 2 is twice, 0.5 takes half of them. Training rows only.",
     )
     format: str | None = Field(None, description="In place of `data.format`.")
