@@ -26,7 +26,8 @@ from adaptkit.registry import load_registry
 from adaptkit.runner import check, choose, resolve
 from adaptkit.task import Features
 from adaptkit.training.batches import TrainingBatches, total_steps
-from adaptkit.training.loop import Job, training_steps
+from adaptkit.training.job import Job
+from adaptkit.training.loop import training_steps
 from adaptkit.training.setup import make_job
 from benchmarks.floor import synchronize
 

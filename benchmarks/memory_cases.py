@@ -22,7 +22,8 @@ from adaptkit.registry import Entry, Registry, load_registry
 from adaptkit.strategy import Family
 from adaptkit.testing.rows import TEXT
 from adaptkit.training.evaluation import evaluate
-from adaptkit.training.loop import Job, train_step
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step
 from adaptkit.training.preparation import Preparation, prepare
 from adaptkit.training.setup import make_job
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from adaptkit.models.building import AdaptedModel
     from adaptkit.models.precision import Numerics
-    from adaptkit.training.loop import Job
+    from adaptkit.training.job import Job
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {},

@@ -20,7 +20,8 @@ from adaptkit.task import Task
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.evaluation import eval_mode, evaluate, inference, ordered_batches
 from adaptkit.training.gradient import accumulate_gradient
-from adaptkit.training.loop import Job, train_step
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step
 from adaptkit.training.preparation import Preparation, prepare
 from adaptkit.training.rng import preserved_rng
 from adaptkit.training.setup import make_job

@@ -15,7 +15,7 @@ from adaptkit.training.splitting import DoesNotFitError, attempt, does_not_fit
 
 if TYPE_CHECKING:
     from adaptkit.training.batches import Batch
-    from adaptkit.training.loop import Job
+    from adaptkit.training.job import Job
 
 
 def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

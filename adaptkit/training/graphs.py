@@ -24,8 +24,9 @@ from adaptkit.strategy import Strategy
 from adaptkit.training.in_backward import InBackward
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from adaptkit.training.batches import TrainingBatches
-    from adaptkit.training.loop import Job
 
 Batch: TypeAlias = Mapping[str, Tensor]
 Key: TypeAlias = tuple[Any, ...]
@@ -202,12 +203,11 @@ def _say(answer: Any, *_: Any, **__: Any) -> Any:
     return answer
 
 
-def recorder(job: Job) -> Recorder | None:
-    """Returns a recorder for a job whose passes can be played back; None: they cannot."""
-    steps_within = isinstance(job.optimizer, InBackward)
-    if job.numerics.device.type != "cuda" or steps_within or not can_be_recorded(job.model, job.strategy):
+def recorder(model: nn.Module, strategy: Strategy[Any], optimizer: Optimizer, device: torch.device) -> Recorder | None:
+    """Returns a recorder for passes that can be played back; None: they cannot."""
+    if device.type != "cuda" or isinstance(optimizer, InBackward) or not can_be_recorded(model, strategy):
         return None
-    return Recorder(list(job.trainable().values()))
+    return Recorder([parameter for parameter in model.parameters() if parameter.requires_grad])
 
 
 def can_be_recorded(model: nn.Module, strategy: Strategy[Any]) -> bool:

@@ -11,7 +11,7 @@ from adaptkit.training.gradient import accumulate_passes, shrink
 from adaptkit.training.splitting import DoesNotFitError
 
 if TYPE_CHECKING:
-    from adaptkit.training.loop import Job
+    from adaptkit.training.job import Job
 
 GIB = 2**30
 

@@ -15,7 +15,7 @@ from adaptkit.training.features import CachedModel, cache_features, freeze_dropo
 from adaptkit.training.graphs import recorder
 from adaptkit.training.in_backward import InBackward, check_single_pass
 from adaptkit.training.isolation import check_packing
-from adaptkit.training.loop import Job
+from adaptkit.training.job import Job
 from adaptkit.training.optim import check_groups, decay_groups, make_scheduler
 from adaptkit.training.rng import seed_everything
 from adaptkit.training.saved_state import Unsaved, check_saves_what_trains
@@ -84,7 +84,7 @@ def make_job(
         unsaved=Unsaved(model, strategy),
     )
     if settings.cuda_graphs == "auto":
-        job.recorder = recorder(job)
+        job.recorder = recorder(model, strategy, job.optimizer, adapted.numerics.device)
     return job
 
 

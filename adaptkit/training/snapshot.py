@@ -9,7 +9,7 @@ from adaptkit.training.optim import load_optimizer_state
 from adaptkit.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from adaptkit.training.loop import Job
+    from adaptkit.training.job import Job
 
 
 def take_snapshot(job: Job) -> dict[str, Any]:

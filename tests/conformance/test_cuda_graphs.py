@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptkit.models.precision import Numerics
 from adaptkit.recipe import parse_recipe
 from adaptkit.registry import load_registry
 from adaptkit.testing.bases import workshop
@@ -150,8 +149,7 @@ def test_an_idle_mask_is_left_out() -> None:
 
 def test_without_cuda_nothing_is_recorded() -> None:
     job = trial().job
-    job.numerics = Numerics(torch.device("cpu"), "fp32", bf16=False)
-    assert recorder(job) is None
+    assert recorder(job.model, job.strategy, job.optimizer, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(("precision", "can"), [("bf16", True), ("nf4", True), ("int8", False)])

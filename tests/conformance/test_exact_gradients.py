@@ -21,7 +21,7 @@ from adaptkit.task import IGNORE_INDEX, Features
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.gradient import accumulate_gradient
 from adaptkit.training.isolation import check_packing, reads_padding
-from adaptkit.training.loop import Job
+from adaptkit.training.job import Job
 
 ROWS = 8
 ALL_ROWS, SOME_ROWS, ONE_ROW = 10**6, 90, 1  # tokens of a micro-batch

@@ -31,7 +31,8 @@ from adaptkit.registry import load_registry
 from adaptkit.training.batches import TrainingBatches
 from adaptkit.training.evaluation import evaluate
 from adaptkit.training.gradient import accumulate_gradient
-from adaptkit.training.loop import Job, train_step, training_steps
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step, training_steps
 
 RUNS, STEPS = 100, 2
 TOLERANCE = 2e-6

@@ -29,7 +29,8 @@ from adaptkit.strategies._peft_fields import config_fields
 from adaptkit.strategy import AdaptContext, Strategy
 from adaptkit.task import BaseModel, LossSum
 from adaptkit.testing import NotApplicable, Subject
-from adaptkit.training.loop import Job, train_step
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step
 
 STRATEGIES = {name: entry.value for name, entry in load_registry().strategies.items() if name.startswith("peft:")}
 NAMES = [f"peft:{kind.value.lower().replace('_', '-')}" for kind in PeftType]

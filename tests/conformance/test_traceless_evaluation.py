@@ -15,7 +15,8 @@ from adaptkit import runner
 from adaptkit.recipe import Recipe
 from adaptkit.training.checkpoint import latest_checkpoint, read_checkpoint
 from adaptkit.training.evaluation import evaluate, inference
-from adaptkit.training.loop import Job, train_step
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step
 
 MakeRecipe = Callable[..., Recipe]
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", tiny.STRATEGIES)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from adaptkit.errors import TrainingError
 from adaptkit.strategy import Strategy, StrategyOptions
 from adaptkit.task import LossSum
-from adaptkit.training.loop import Job, train_step, training_steps
+from adaptkit.training.job import Job
+from adaptkit.training.loop import train_step, training_steps
 from adaptkit.training.optim import make_scheduler
 
 X = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [1.0, 1.0]])
