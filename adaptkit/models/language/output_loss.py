@@ -93,7 +93,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss += chunk_loss
             if gradient is not None:
                 gradient[part] = found.pop(0)
-            sums = [_added(total, more) for total, more in zip(sums, found, strict=True)]
+            sums = [_added(total, found.pop(0)) for total in sums]  # None outlives its sum: a layer's may be large.
         ctx.save_for_backward(gradient, *sums)
         return loss
 
@@ -121,7 +121,7 @@ def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     if more is None:
         return total
     if total is None:
-        return more.to(torch.promote_types(more.dtype, torch.float32), copy=True)
+        return more.to(torch.promote_types(more.dtype, torch.float32))
     return total.add_(more)
 
 
