@@ -248,6 +248,8 @@ def _begin(
 ) -> tuple[Recipe, Planner | None]:
     """Returns the recipe of a run as it stands in its folder, which is this process's, and what has planned it.
 
+    A failure gives the folder of a new run up.
+
     Args:
         recipe: May leave settings to the memory.
         registry: Of all that is installed.
@@ -258,40 +260,34 @@ def _begin(
     """
     if resume and splits is not None:
         recipe = as_settled(recipe, load_recipe(folder.recipe, resolver=registry))
-    recipe, planner = _load_libraries(recipe, registry, folder, console, splits, resume=resume)
-    if resume:
-        check_same(folder, recipe)
-    else:
-        write_text(folder.recipe, dump_recipe(recipe))
-    return recipe, planner
-
-
-def _load_libraries(
-    recipe: Recipe,
-    registry: Registry,
-    folder: RunFolder,
-    console: Console,
-    splits: Splits | None,
-    *,
-    resume: bool,
-) -> tuple[Recipe, Planner | None]:
-    """Imports all that a run needs, and returns its recipe as it is written down; a failure gives the folder up."""
-    planner = None
     try:
-        with console.status("loading the libraries"):
-            import adaptkit.session  # noqa: F401
-
-        if splits is not None:
-            planner = make_planner(registry, splits, tokenizer_folder=folder.tokenizer)
-            with console.status("planning the memory"):
-                recipe, lines = settle_memory(recipe, planner)
-            for line in lines:
-                console.print(line, highlight=False, soft_wrap=True, markup=False)
-        return settled(recipe, registry), planner
+        recipe, planner = _load_libraries(recipe, registry, folder, console, splits)
+        if resume:
+            check_same(folder, recipe)
+        else:
+            write_text(folder.recipe, dump_recipe(recipe))
     except BaseException:
         if not resume:
             folder.release()
         raise
+    return recipe, planner
+
+
+def _load_libraries(
+    recipe: Recipe, registry: Registry, folder: RunFolder, console: Console, splits: Splits | None
+) -> tuple[Recipe, Planner | None]:
+    """Imports all that a run needs, and returns its recipe as it is written down, and what has planned it."""
+    with console.status("loading the libraries"):
+        import adaptkit.session  # noqa: F401
+
+    planner = None
+    if splits is not None:
+        planner = make_planner(registry, splits, tokenizer_folder=folder.tokenizer)
+        with console.status("planning the memory"):
+            recipe, lines = settle_memory(recipe, planner)
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return settled(recipe, registry), planner
 
 
 def _train(session: Session, *, resume: bool) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class RunFolder:
                 fix="name a folder that you may write to: output=runs/NAME",
             ) from error
         with self._locked():
+            if not os.path.isfile(self.recipe):
+                self._clear()
             self._check_free()
             yield
 
@@ -140,10 +142,23 @@ class RunFolder:
 
     def release(self) -> None:
         """Gives the folder up where a run has left only what it began with: it ended before its first step."""
-        begun_with = {self.recipe.name, f".tmp-{self.recipe.name}", self.stages.name, self.tokenizer.name}
-        begun_with.add(self.lock.name)
-        if self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= begun_with:
-            shutil.rmtree(self.path)
+        if self._has_only_begun():
+            shutil.rmtree(self.path, ignore_errors=True)  # another process may have its lock there by now
+
+    def _clear(self) -> None:
+        """Removes what is left of a run that was killed before it had written its recipe."""
+        if self._has_only_begun():
+            self.staged_recipe.unlink(missing_ok=True)
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
+
+    def _has_only_begun(self) -> bool:
+        begun_with = {self.recipe, self.staged_recipe, self.stages, self.tokenizer, self.lock}
+        return self.path.is_dir() and set(self.path.iterdir()) <= begun_with
+
+    @property
+    def staged_recipe(self) -> Path:
+        """Where the recipe is written before it gets its name."""
+        return self.path / f".tmp-{self.recipe.name}"
 
     def next_free(self) -> RunFolder:
         """Returns this folder if it is free, else ``NAME-2``, ``NAME-3`` …"""

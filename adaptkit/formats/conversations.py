@@ -43,7 +43,7 @@ class PromptCompletion(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns ``messages``: perhaps of the system, of the user, then of the assistant."""
-        messages = [*_system(values), *_messages("prompt", values["prompt"], "user")]
+        messages = _behind_system(values, _messages("prompt", values["prompt"], "user"))
         if "completion" in values:
             messages += _messages("completion", values["completion"], "assistant")
         return {"messages": messages}
@@ -68,7 +68,7 @@ class Alpaca(Format):
         question = _text("instruction", values["instruction"])
         if given := _optional_text("input", values.get("input")):
             question = f"{question}\n\n{given}"
-        messages = [*_system(values), _message("user", question)]
+        messages = _behind_system(values, [_message("user", question)])
         if "output" in values:
             messages.append(_message("assistant", _text("output", values["output"])))
         return {"messages": messages}
@@ -88,7 +88,7 @@ class ShareGPT(Format):
         turns = values["conversations"]
         if not isinstance(turns, list):
             raise DataError(f"conversations is {kind_of(turns)}, not a list", allowed=f"a list of {TURN}", fix=TURN_FIX)
-        return {"messages": [*_system(values), *(_turn(number, turn) for number, turn in enumerate(turns, 1))]}
+        return {"messages": _behind_system(values, [_turn(number, turn) for number, turn in enumerate(turns, 1)])}
 
 
 def _turn(number: int, turn: Any) -> Message:
@@ -114,9 +114,23 @@ def _messages(role: str, value: Any, speaker: str) -> list[Message]:
     return list(value) if isinstance(value, list) and value else [_message(speaker, _text(role, value))]
 
 
-def _system(values: Mapping[str, Any]) -> list[Message]:
-    text = _optional_text("system", values.get("system"))
-    return [_message("system", text)] if text else []
+def _behind_system(values: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """Returns messages behind that of the system which has a column of its own, unless they begin with it as well.
+
+    Raises:
+        DataError: They begin with another one.
+    """
+    text, first = _optional_text("system", values.get("system")), messages[0] if messages else None
+    there = first.get("content") if isinstance(first, Mapping) and first.get("role") == "system" else None
+    if text is None or text == there:
+        return messages
+    if there is not None:
+        raise DataError(
+            "the row has two system messages: in a column of its own, and as its first message",
+            allowed="one of the two, or the same text",
+            fix="leave one out",
+        )
+    return [_message("system", text), *messages]
 
 
 def _message(role: str, content: str) -> Message:

@@ -107,6 +107,8 @@ def _candidates(recipe: Recipe, planner: Planner) -> Iterator[Recipe]:
         yield without_auto(recipe)
         return
     values = dict(USUAL)
+    if not planner.registry.strategy(recipe.strategy.name).capabilities.gradient_checkpointing:
+        recipe = _with(recipe, {"gradient_checkpointing": False})
     longest = planner.longest_row(recipe) if "micro_batch_tokens" in _open(recipe) else TOKENS
     before: Recipe | None = None
     for savings in SAVINGS:
@@ -114,7 +116,8 @@ def _candidates(recipe: Recipe, planner: Planner) -> Iterator[Recipe]:
         shorter = values | {"micro_batch_tokens": min(TOKENS, longest)}
         for chosen in (values, shorter) if values["gradient_checkpointing"] is True else (values,):
             candidate = _with(recipe, chosen)
-            if candidate != before:
+            waits_for_nothing = "activations" in candidate.training.offload and candidate.training.recomputation is None
+            if candidate != before and not waits_for_nothing:
                 yield candidate
             before = candidate
 

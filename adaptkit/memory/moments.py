@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptkit.data.batching import evaluation_batches
 from adaptkit.memory.generation import writing_parts
-from adaptkit.memory.trace import LOGITS
+from adaptkit.memory.trace import ACTIVATIONS
 from adaptkit.training.batches import collate
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def evaluation_moments(
     moments = {"evaluation": trace.inference_pass(task.loss, batch)}
     if task.capabilities.generates:
         moments["writing texts"] = writing_parts(moments["evaluation"], task, prepared, batch, numerics)
-        moments["writing texts"][LOGITS] += visiting
+        moments["writing texts"][ACTIVATIONS] += visiting
     return moments
 
 

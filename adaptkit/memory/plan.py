@@ -28,6 +28,7 @@ from adaptkit.training.setup import make_optimizer
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from adaptkit.memory.tracker import Parts
     from adaptkit.models.precision import Numerics
     from adaptkit.recipe import Precision, Recipe
     from adaptkit.strategy import Strategy
@@ -148,12 +149,14 @@ def _plan(
     )
     make = partial(make_optimizer, model, strategy, settings, optimizer)
     moments = training_moments(trace, settings, task, make, passes, index, cached=cached)
+    # Each recorded pass keeps its gradients: beside those that several passes of a step add up to …
+    _add_gradients(moments, max(recorded - (len(passes) == 1), 0) * gradients)
     if prepared.evaluation:
         visiting = _visiting_bytes(model)
-        moments |= evaluation_moments(trace, task, prepared, settings.pass_tokens, numerics, visiting)
+        later = evaluation_moments(trace, task, prepared, settings.pass_tokens, numerics, visiting)
+        _add_gradients(later, recorded * gradients)  # … and in an evaluation, which has none of its own.
+        moments |= later
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
-    # Each recorded pass keeps its gradients, beside those that several passes of a step add up to.
-    parts[GRADIENTS] += max(recorded - (len(passes) == 1), 0) * gradients
     parts[WORKSPACE] += library_workspace(numerics.device, recorded=recorded > 0)
     return MemoryPlan(
         parts={part: parts[part] for part in PARTS},
@@ -173,6 +176,11 @@ def _recorded_passes(model: nn.Module, blueprint: Blueprint, batches: TrainingBa
     if not on_gpu or settings.optimizer_in_backward or not can_be_recorded(model, blueprint.strategy):
         return 0
     return recordings(batches, blueprint.total_steps)
+
+
+def _add_gradients(moments: Mapping[str, Parts], size: int) -> None:
+    for parts in moments.values():
+        parts[GRADIENTS] += size
 
 
 def _trained_bytes(model: nn.Module) -> int:

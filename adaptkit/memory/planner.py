@@ -71,8 +71,11 @@ class Planner:
 
     def try_plan(self, recipe: Recipe) -> MemoryPlan | AdaptkitError:
         """Plans a run, or returns why it cannot be."""
-        strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
-        numerics = choose_numerics(recipe, strategy, self.device)
+        try:
+            strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
+            numerics = choose_numerics(recipe, strategy, self.device)
+        except AdaptkitError as error:
+            return error
         key = recipe.model_dump_json(exclude=ELSEWHERE), numerics
         if key not in self._plans:
             try:

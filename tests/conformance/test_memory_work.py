@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptkit.models.efficiency import host_activations, host_embeddings
-from adaptkit.models.efficiency.host_activations import HostActivations
+from adaptkit.models.efficiency.host_activations import Buffers, HostActivations
 from adaptkit.models.efficiency.recomputation import draws_at_random
 from adaptkit.registry import load_registry
 from adaptkit.testing.subject import Subject
@@ -197,6 +197,31 @@ def test_inputs_of_blocks_leave_and_nothing_else_holds_them(monkeypatch: pytest.
     loss.backward()
     made.evaluate()
     assert len(left) == 2
+
+
+def test_batches_of_all_shapes_share_the_memory_in_which_they_wait() -> None:
+    buffers, taken = Buffers(), set()
+    for length in range(600, 1000):
+        waiting = [buffers.take(torch.empty(length, 8, dtype=torch.bfloat16)) for _ in range(3)]
+        for number, host in enumerate(waiting):
+            assert (host.shape, host.dtype, host.is_contiguous()) == ((length, 8), torch.bfloat16, True)
+            host.fill_(number)
+        assert [float(host.float().sum()) for host in waiting] == [0, length * 8, length * 16]
+        taken |= {(host.data_ptr(), host.untyped_storage().nbytes()) for host in waiting}
+        for host in waiting:
+            buffers.take_back(host)
+    assert sum(size for _, size in taken) <= 3 * 2 * 1000 * 8 * 2
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_finds_no_room_in_the_host_says_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: HostActivations, tensor: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("the host is full")
+
+    monkeypatch.setattr(HostActivations, "to_host", full)
+    states = torch.ones(2**19, requires_grad=True) * 2
+    with pytest.raises(torch.OutOfMemoryError, match="the host is full"), HostActivations(states.device).saving(states):
+        states.square()
 
 
 def test_small_activations_stay() -> None:

@@ -102,6 +102,22 @@ def test_what_was_left_to_the_memory_becomes_what_fits() -> None:
     assert lines
 
 
+def test_a_strategy_that_allows_no_recomputation_takes_fewer_tokens() -> None:
+    from adaptkit.memory.auto import settle_training
+
+    recipe = make_recipe("llama", "peft:adaption-prompt", micro_batch_tokens="auto")
+    asked = planner(recipe, 0)
+    most, least = (
+        asked.plan(asked.changed(recipe, {"training.micro_batch_tokens": tokens})).needed
+        for tokens in (4096, asked.longest_row(recipe))
+    )
+    assert least < most
+    limit = int((least + most) / 2 / USABLE)
+    settled, lines = settle_training(recipe, planner(recipe, limit))
+    assert settled.training.gradient_checkpointing is False
+    assert "still does not fit" not in "".join(lines)
+
+
 def test_a_cpu_is_not_asked() -> None:
     from adaptkit.memory.auto import settle_training
 
@@ -274,6 +290,25 @@ def test_recorded_passes_of_several_shapes_keep_gradients_each(monkeypatch: pyte
     assert more > 0
     assert more % parts[0]["adapter"] == 0
     assert more // parts[0]["adapter"] <= MOST - 1
+
+
+def test_in_an_evaluation_a_recorded_pass_keeps_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.memory import plan as plans
+    from adaptkit.memory.auto import without_auto
+
+    seen: list[Mapping[str, Any]] = []
+    moments = plans.evaluation_moments
+
+    def watched(*args: Any) -> Any:
+        found = moments(*args)
+        seen.append(found["evaluation"])
+        return found
+
+    monkeypatch.setattr(plans, "_recorded_passes", lambda *_: 1)
+    monkeypatch.setattr(plans, "evaluation_moments", watched)
+    recipe = without_auto(make_recipe("llama", "lora", effective_batch=1))
+    plan = planner(recipe, 2**33).plan(recipe)
+    assert seen[0]["gradients"] == plan.parts["adapter"]
 
 
 @pytest.mark.parametrize("size", ["abc", "0GB", "-4GB", "24XB", ""])

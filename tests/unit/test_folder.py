@@ -111,3 +111,25 @@ def test_the_next_free_name_is_numbered_from_two(tmp_path: Path) -> None:
     for name in ("run", "run-2"):
         (tmp_path / name).mkdir()
     assert run.next_free().path == tmp_path / "run-3"
+
+
+def test_a_run_that_was_killed_before_it_had_a_recipe_leaves_its_folder_free(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.tokenizer.mkdir(parents=True)
+    (folder.tokenizer / "tokenizer.json").write_text("{}")
+    folder.staged_recipe.write_text("model: half a na")
+    with pytest.raises(RecipeError, match="not empty"), folder.claimed():
+        pass  # Without the lock of a run it is somebody's.
+    folder.lock.touch()
+    with folder.claimed():
+        assert {entry.name for entry in folder.path.iterdir()} == {folder.lock.name}
+
+
+def test_what_was_trained_is_not_cleared(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.tokenizer.mkdir(parents=True)
+    (folder.path / "metrics.jsonl").write_text("{}")
+    folder.lock.touch()
+    with pytest.raises(RecipeError, match="not empty"), folder.claimed():
+        pass
+    assert folder.tokenizer.is_dir()

@@ -86,6 +86,16 @@ def test_an_alpaca_row_without_input_asks_the_instruction_alone(blank: Any) -> N
     assert messages(row, "alpaca") == [USER, ASSISTANT]
 
 
+def test_a_row_has_one_system_message_however_often_it_is_written() -> None:
+    turns = [{"from": "system", "value": "be brief"}, {"from": "human", "value": USER["content"]}]
+    shared = {"conversations": turns}
+    prompted = {"prompt": [SYSTEM, USER], "completion": ASSISTANT["content"]}
+    for row, name in ((shared, "sharegpt"), (prompted, "prompt-completion")):
+        assert messages({**row, "system": "be brief"}, name) == messages(row, name)
+        with pytest.raises(DataError, match="two system messages"):
+            messages({**row, "system": "be verbose"}, name)
+
+
 def test_an_alpaca_row_asks_instruction_and_input_and_may_set_the_system() -> None:
     row = {"instruction": "translate", "input": "eau", "output": "water", "system": "be brief"}
     question = {"role": "user", "content": "translate\n\neau"}

@@ -7,6 +7,7 @@ the block behind it goes backward.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,8 +33,7 @@ class HostActivations:
         self._leaving: list[tuple[torch.cuda.Event | None, Tensor]] = []
         self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Away] | None = None
-        # Page-locked memory is slow to get, and cannot be got at all while a CUDA graph is recorded.
-        self._buffers: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._buffers = Buffers()
 
     @contextmanager
     def saving(self, states: Tensor) -> Iterator[None]:
@@ -66,8 +66,7 @@ class HostActivations:
         if tensor.device.type != "cuda":
             return tensor.to("cpu", copy=True)
         here, side = torch.cuda.current_stream(tensor.device), self.stream(tensor.device)
-        free = self._buffers.setdefault((tensor.shape, tensor.dtype), [])
-        host = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host = self._buffers.take(tensor)
         side.wait_stream(here)
         with torch.cuda.stream(side):
             host.copy_(tensor, non_blocking=True)
@@ -81,7 +80,7 @@ class HostActivations:
     def take_back(self, host: Tensor | None) -> None:
         """Takes a buffer that is no longer needed; whatever is copied later is copied on the same stream."""
         if host is not None and host.is_pinned():
-            self._buffers[host.shape, host.dtype].append(host)
+            self._buffers.take_back(host)
 
     def _all_gone(self) -> None:
         """Lets go of the tensors that are being copied; the computation waits for the copies."""
@@ -97,6 +96,30 @@ class HostActivations:
         return self._stream
 
 
+class Buffers:
+    """Memory of the host that is used again: page-locked memory is slow to get, and not to be had in a recording.
+
+    Sizes are powers of two, as torch's allocator of page-locked memory has them too: batches of all shapes share what
+    there is.
+    """
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, list[torch.UntypedStorage]] = defaultdict(list)
+
+    def take(self, like: Tensor) -> Tensor:
+        """Returns a tensor of the host for the values of another one, in page-locked memory if that is a GPU's."""
+        size = 1 << (like.nbytes - 1).bit_length()
+        free = self._free[size]
+        if not free:
+            free.append(torch.empty(size, dtype=torch.uint8, pin_memory=like.is_cuda).untyped_storage())
+        return torch.empty(0, dtype=like.dtype).set_(free.pop())[: like.numel()].view(like.shape)
+
+    def take_back(self, tensor: Tensor) -> None:
+        """Takes the memory of a tensor that is no longer needed."""
+        storage = tensor.untyped_storage()
+        self._free[storage.nbytes()].append(storage)
+
+
 class Away:
     """A tensor in the host's memory.
 
@@ -109,8 +132,9 @@ class Away:
     def __init__(self, owner: HostActivations, tensor: Tensor, before: weakref.ref[Away] | None) -> None:
         self._owner, self._before, self._device = owner, before, tensor.device
         self._shape, self._dtype = tensor.shape, tensor.dtype
-        self._host = owner.to_host(tensor)
+        self._host: Tensor | None = None  # in a plan, and where there is no room for it
         self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._host = owner.to_host(tensor)
 
     def back(self) -> Tensor:
         """Returns the tensor on its device, and has the one that will be wanted next fetched."""
