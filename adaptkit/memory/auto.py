@@ -107,7 +107,7 @@ def _candidates(recipe: Recipe, planner: Planner) -> Iterator[Recipe]:
         yield without_auto(recipe)
         return
     values = dict(USUAL)
-    if not planner.registry.strategy(recipe.strategy.name).capabilities.gradient_checkpointing:
+    if not planner.can_recompute(recipe):
         recipe = _with(recipe, {"gradient_checkpointing": False})
     longest = planner.longest_row(recipe) if "micro_batch_tokens" in _open(recipe) else TOKENS
     before: Recipe | None = None

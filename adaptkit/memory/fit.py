@@ -91,12 +91,14 @@ def _planned(recipe: Recipe, planner: Planner, changes: Changes) -> MemoryPlan |
 
 def selective_checkpointing(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
     """Computes again what is cheap to compute."""
-    return {"training.gradient_checkpointing": "selective"} if recipe.training.recomputation is None else None
+    helps = recipe.training.recomputation is None and planner.can_recompute(recipe)
+    return {"training.gradient_checkpointing": "selective"} if helps else None
 
 
 def whole_checkpointing(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:
     """Computes everything again but the inputs of the blocks: a third more work."""
-    return {"training.gradient_checkpointing": True} if recipe.training.recomputation != "whole" else None
+    helps = recipe.training.recomputation != "whole" and planner.can_recompute(recipe)
+    return {"training.gradient_checkpointing": True} if helps else None
 
 
 def fewer_tokens(recipe: Recipe, planner: Planner, plan: MemoryPlan) -> Changes | None:

@@ -11,6 +11,7 @@ import torch
 
 from adaptkit.errors import AdaptkitError
 from adaptkit.memory.plan import MemoryPlan, planned_peak
+from adaptkit.models.base.configs import can_recompute
 from adaptkit.models.precision import Numerics, choose_numerics
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.training.preparation import Preparation, prepare
@@ -108,6 +109,12 @@ class Planner:
         strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
         task, prepared = self.prepared(recipe, strategy)
         return max(task.length(row) for row in prepared.train)
+
+    def can_recompute(self, recipe: Recipe) -> bool:
+        """Returns whether strategy and base can compute activations again."""
+        strategy = self.registry.strategy(recipe.strategy.name)(recipe.strategy)
+        _, prepared = self.prepared(recipe, strategy)
+        return strategy.capabilities.gradient_checkpointing and can_recompute(prepared.source.config)
 
     def prepared(self, recipe: Recipe, strategy: Strategy[Any]) -> tuple[Task[Any], Preparation]:
         """Returns the task and the features, made once for all recipes that read the rows alike."""

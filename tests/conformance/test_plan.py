@@ -102,10 +102,14 @@ def test_what_was_left_to_the_memory_becomes_what_fits() -> None:
     assert lines
 
 
-def test_a_strategy_that_allows_no_recomputation_takes_fewer_tokens() -> None:
+@pytest.mark.parametrize("who", ["strategy", "base"])
+def test_where_nothing_can_be_recomputed_a_pass_has_fewer_tokens(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptkit.memory import planner as planners
     from adaptkit.memory.auto import settle_training
 
-    recipe = make_recipe("llama", "peft:adaption-prompt", micro_batch_tokens="auto")
+    monkeypatch.setattr(planners, "can_recompute", lambda config: who == "strategy")
+    strategy = "peft:adaption-prompt" if who == "strategy" else "lora"
+    recipe = make_recipe("llama", strategy, micro_batch_tokens="auto")
     asked = planner(recipe, 0)
     most, least = (
         asked.plan(asked.changed(recipe, {"training.micro_batch_tokens": tokens})).needed

@@ -258,3 +258,11 @@ def test_random_weights_are_not_quantised(recipe: Any) -> None:
     assert made.model.precision == "fp32"
     with pytest.raises(ModelError, match="random weights cannot be stored as nf4"):
         load_model(AutoModel, new("bert", SMALL), tiny.numerics("nf4"))
+
+
+def test_it_is_known_which_models_can_recompute_their_activations() -> None:
+    from transformers import AlbertConfig, LlamaConfig, T5Config
+
+    from adaptkit.models.base.configs import can_recompute
+
+    assert [can_recompute(config()) for config in (AlbertConfig, LlamaConfig, T5Config)] == [False, True, True]

@@ -127,6 +127,15 @@ def meta_model(config: Any, spec: ModelSpec) -> nn.Module:
     return model
 
 
+def can_recompute(config: Any) -> bool:
+    """Returns whether the blocks of a config's model can compute their activations again (ALBERT's cannot)."""
+    from transformers import MODEL_MAPPING
+
+    found = MODEL_MAPPING.get(type(config), None)
+    classes = found if isinstance(found, list | tuple) else (found,)
+    return found is None or any(one.supports_gradient_checkpointing for one in classes)
+
+
 def positions(config: Any, spec: ModelSpec) -> int | None:
     """Returns how many tokens a model has positions for; None: as many as one likes.
 
