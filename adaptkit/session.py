@@ -40,7 +40,7 @@ from adaptkit.training.checkpoint import (
     remove_leftovers,
     write_checkpoint,
 )
-from adaptkit.training.evaluation import eval_mode, evaluate, rehearse_evaluation
+from adaptkit.training.evaluation import Evaluation, eval_mode
 from adaptkit.training.finite import STEADIER
 from adaptkit.training.gradient import move
 from adaptkit.training.interrupts import StopSignals
@@ -269,7 +269,7 @@ class Session:
         """Tries the longest batch of an evaluation now, and that of the training at the beginning of the next steps."""
         self.job.rehearsals = steps
         if self.prepared.evaluation:
-            rehearse_evaluation(*self._evaluation())
+            self._evaluation().rehearse()
 
     def _after(self, record: StepRecord) -> None:
         """Reports, evaluates and saves after a step, each where it is due."""
@@ -293,7 +293,7 @@ class Session:
 
     def _evaluate(self) -> None:
         job = self.job
-        figures = evaluate(*self._evaluation())
+        figures = self._evaluation().figures()
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._check_finite(metrics)
         better = self.best.update(job.step, figures)
@@ -301,11 +301,12 @@ class Session:
         self._progress.evaluated(job.step, metrics, best=better)
         self._observe("adaptkit_evaluated", metrics=metrics)
 
-    def _evaluation(self) -> tuple[Any, ...]:
-        """Returns the arguments of an evaluation."""
+    def _evaluation(self) -> Evaluation:
         job, tokenizer = self.job, self.adapted.base.tokenizer
         rows, tokens = self.prepared.evaluation, self._evaluation_tokens
-        return job.wrapped, self.task, rows, tokenizer, job.numerics, tokens, self._shrink_evaluation, self._make_room
+        return Evaluation(
+            job.wrapped, self.task, rows, tokenizer, job.numerics, tokens, self._shrink_evaluation, self._make_room
+        )
 
     def _make_room(self) -> bool:
         """Drops recorded passes, which the next steps record again; False: there are none."""

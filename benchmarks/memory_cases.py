@@ -21,7 +21,7 @@ from adaptkit.recipe import Recipe, TokenizerTraining, parse_recipe
 from adaptkit.registry import Entry, Registry, load_registry
 from adaptkit.strategy import Family
 from adaptkit.testing.rows import TEXT
-from adaptkit.training.evaluation import evaluate
+from adaptkit.training.evaluation import Evaluation
 from adaptkit.training.job import Job
 from adaptkit.training.loop import train_step
 from adaptkit.training.preparation import Preparation, prepare
@@ -151,7 +151,7 @@ def measure(case: Case, folder: Path, others: Mapping[str, Any]) -> Measured:
     def run() -> None:
         train_step(job)
         tokens = recipe.training.pass_tokens
-        evaluate(job.model, task, prepared.evaluation, prepared.source.tokenizer, numerics, tokens)
+        Evaluation(job.model, task, prepared.evaluation, prepared.source.tokenizer, numerics, tokens).figures()
 
     peak = _cuda_peak(run) if numerics.device.type == "cuda" else _cpu_peak(job, run)
     return Measured(case, plan, peak)

@@ -240,19 +240,19 @@ class Run:
         Raises:
             DataError: The recipe names neither, or the rows cannot be used.
         """
-        from adaptkit.training.evaluation import evaluate
+        from adaptkit.training.evaluation import Evaluation
 
         rows = self._held_out() if source is None else self._rows(source, labelled=True)
         self.task.check(rows, labelled=True)
         loaded, features = self._loaded, self._features(rows, labelled=True)
-        return evaluate(
+        return Evaluation(
             loaded.model,
             self.task,
             features,
             self.tokenizer,
             loaded.numerics,
             self.recipe.training.pass_tokens,
-        )
+        ).figures()
 
     @cached_property
     def source(self) -> ModelSource:

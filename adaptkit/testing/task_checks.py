@@ -18,7 +18,7 @@ from adaptkit.testing.check import Check, NotApplicable, check, needs
 from adaptkit.testing.options import assert_imports_no_torch, assert_strict_options
 from adaptkit.testing.task_subject import TaskSubject
 from adaptkit.testing.trial import ALL_TOKENS, Trial
-from adaptkit.training.evaluation import evaluate, inference, ordered_batches
+from adaptkit.training.evaluation import Evaluation, inference, ordered_batches
 
 SUM, CLOSE = 2e-6, 1e-5  # shares of a loss and of a figure, in fp32
 STEPS_TO_LEARN, LEARNED = 40, 0.9  # of the loss before, at most
@@ -250,7 +250,9 @@ def _varied(trial: Trial) -> list[Features]:
 
 def _figures(trial: Trial, tokens: int) -> dict[str, float]:
     tokenizer = trial.adapted.base.tokenizer
-    return evaluate(trial.model, trial.task, trial.prepared.evaluation, tokenizer, trial.adapted.numerics, tokens)
+    return Evaluation(
+        trial.model, trial.task, trial.prepared.evaluation, tokenizer, trial.adapted.numerics, tokens
+    ).figures()
 
 
 def _close(one: float, other: float | None) -> bool:

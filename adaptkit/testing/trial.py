@@ -18,7 +18,7 @@ from adaptkit.runner import check, resolve
 from adaptkit.strategy import Strategy
 from adaptkit.task import Task
 from adaptkit.training.batches import TrainingBatches
-from adaptkit.training.evaluation import eval_mode, evaluate, inference, ordered_batches
+from adaptkit.training.evaluation import Evaluation, eval_mode, inference, ordered_batches
 from adaptkit.training.gradient import accumulate_gradient
 from adaptkit.training.job import Job
 from adaptkit.training.loop import train_step
@@ -70,7 +70,7 @@ class Trial:
         """Returns the task's figures over the evaluation rows."""
         tokens = self.recipe.training.pass_tokens
         features, tokenizer = self.prepared.evaluation, self.adapted.base.tokenizer
-        return evaluate(self.job.wrapped, self.task, features, tokenizer, self.adapted.numerics, tokens)
+        return Evaluation(self.job.wrapped, self.task, features, tokenizer, self.adapted.numerics, tokens).figures()
 
     def logits(self, model: nn.Module | None = None) -> Tensor:
         """Returns what a model gives for the evaluation rows, float32.

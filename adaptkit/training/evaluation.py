@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,19 +46,11 @@ def inference(model: nn.Module, numerics: Numerics) -> Iterator[None]:
         yield
 
 
-def evaluate(
-    model: nn.Module,
-    task: Task[Any],
-    features: Sequence[Features],
-    tokenizer: Any,
-    numerics: Numerics,
-    micro_batch_tokens: int,
-    shrunk: Callable[[int], None] = lambda tokens: None,
-    make_room: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Returns the task's figures over all rows, by name without a prefix.
+@dataclass
+class Evaluation:
+    """What a model is measured on, and how.
 
-    Args:
+    Attributes:
         model: What batches go through.
         task: Of the run.
         features: The rows.
@@ -67,61 +60,55 @@ def evaluate(
             begins again with batches of half of its size.
         shrunk: Is told what fits, when that is less.
         make_room: Frees memory that is not needed now, and says whether there was any; asked before batches are cut.
-
-    Raises:
-        FitError: A single row does not fit into memory.
     """
-    return _collected(model, task, features, tokenizer, numerics, micro_batch_tokens, shrunk, make_room).compute()
 
+    model: nn.Module
+    task: Task[Any]
+    features: Sequence[Features]
+    tokenizer: Any
+    numerics: Numerics
+    micro_batch_tokens: int
+    shrunk: Callable[[int], None] = lambda tokens: None
+    make_room: Callable[[], bool] = lambda: False
 
-def rehearse_evaluation(
-    model: nn.Module,
-    task: Task[Any],
-    features: Sequence[Features],
-    tokenizer: Any,
-    numerics: Numerics,
-    micro_batch_tokens: int,
-    shrunk: Callable[[int], None],
-    make_room: Callable[[], bool],
-) -> None:
-    """Takes the longest batch of an evaluation through the model, so that what does not fit shows at once.
+    def figures(self) -> dict[str, float]:
+        """Returns the task's figures over all rows, by name without a prefix.
 
-    The arguments are those of `evaluate`.
-    """
-    longest = evaluation_batches([task.length(row) for row in features], micro_batch_tokens)[0]
-    rows = [features[index] for index in longest]
-    _collected(model, task, rows, tokenizer, numerics, micro_batch_tokens, shrunk, make_room)
+        Raises:
+            FitError: A single row does not fit into memory.
+        """
+        return self._collected(self.features).compute()
 
+    def rehearse(self) -> None:
+        """Takes the longest batch through the model, so that what does not fit shows at once.
 
-def _collected(
-    model: nn.Module,
-    task: Task[Any],
-    features: Sequence[Features],
-    tokenizer: Any,
-    numerics: Numerics,
-    tokens: int,
-    shrunk: Callable[[int], None],
-    make_room: Callable[[], bool],
-) -> Metrics:
-    lengths = [task.length(row) for row in features]
-    begun: list[list[int]] = []
+        Raises:
+            FitError: A single row does not fit into memory.
+        """
+        lengths = [self.task.length(row) for row in self.features]
+        longest = evaluation_batches(lengths, self.micro_batch_tokens)[0]
+        self._collected([self.features[index] for index in longest])
 
-    def collect() -> Metrics:
-        metrics = task.metrics()
-        metrics.expect(len(features))
-        for rows in evaluation_batches(lengths, tokens):
-            begun.append(rows)
-            metrics.update(model, _batch(task, features, rows, tokenizer, numerics))
+    def _collected(self, features: Sequence[Features]) -> Metrics:
+        lengths, tokens = [self.task.length(row) for row in features], self.micro_batch_tokens
+        begun: list[list[int]] = []
+
+        def collect() -> Metrics:
+            metrics = self.task.metrics()
+            metrics.expect(len(features))
+            for rows in evaluation_batches(lengths, tokens):
+                begun.append(rows)
+                metrics.update(self.model, _batch(self.task, features, rows, self.tokenizer, self.numerics))
+            return metrics
+
+        with inference(self.model, self.numerics):
+            # From the start, for a collector that was interrupted may have counted a part of the batch.
+            while (metrics := attempt(collect)) is None:
+                if self.make_room():
+                    continue
+                tokens = _half(begun[-1], lengths)
+                self.shrunk(tokens)
         return metrics
-
-    with inference(model, numerics):
-        # From the start, for a collector that was interrupted may have counted a part of the batch.
-        while (metrics := attempt(collect)) is None:
-            if make_room():
-                continue
-            tokens = _half(begun[-1], lengths)
-            shrunk(tokens)
-    return metrics
 
 
 def each_batch(

@@ -29,7 +29,7 @@ from adaptkit.errors import FitError
 from adaptkit.recipe import Recipe, parse_recipe
 from adaptkit.registry import load_registry
 from adaptkit.training.batches import TrainingBatches
-from adaptkit.training.evaluation import evaluate
+from adaptkit.training.evaluation import Evaluation
 from adaptkit.training.gradient import accumulate_gradient
 from adaptkit.training.job import Job
 from adaptkit.training.loop import train_step, training_steps
@@ -400,15 +400,15 @@ def test_an_evaluation_gives_the_same_figures(kind: Any, make: Callable[..., tup
     job, _ = make(kind)
     made: Any = job.batches
     arguments = (job.wrapped, job.task, made.features, made._tokenizer, job.numerics, 100_000)
-    expected = evaluate(*arguments)
+    expected = Evaluation(*arguments).figures()
     shrunk: list[int] = []
     with memory(job.model, 100) as limited:
-        figures = evaluate(*arguments, shrunk.append)
+        figures = Evaluation(*arguments, shrunk.append).figures()
     assert figures == pytest.approx(expected, rel=1e-5)
     assert limited.failures == len(shrunk) > 0
     assert shrunk == sorted(shrunk, reverse=True)
     with memory(job.model, 1), pytest.raises(FitError, match="a row of"):
-        evaluate(*arguments)
+        Evaluation(*arguments).figures()
 
 
 def test_an_evaluation_asks_for_room_before_it_cuts(make: Callable[..., tuple[Job, Recipe]]) -> None:
@@ -424,7 +424,9 @@ def test_an_evaluation_asks_for_room_before_it_cuts(make: Callable[..., tuple[Jo
                 limited.tokens *= 100
             return len(asked) == 1
 
-        evaluate(job.wrapped, job.task, made.features, made._tokenizer, job.numerics, 100_000, shrunk.append, make_room)
+        Evaluation(
+            job.wrapped, job.task, made.features, made._tokenizer, job.numerics, 100_000, shrunk.append, make_room
+        ).figures()
     assert (asked, shrunk) == ([1], [])
 
 

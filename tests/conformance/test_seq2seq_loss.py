@@ -19,7 +19,7 @@ from adaptkit.registry import load_registry
 from adaptkit.task import Features, Row
 from adaptkit.tasks._generation import GenerationMetrics, Writer, generate
 from adaptkit.tasks.seq2seq import Seq2Seq, Seq2SeqOptions
-from adaptkit.training.evaluation import evaluate
+from adaptkit.training.evaluation import Evaluation
 
 MODELS = {"T5": t5, "BART": bart}
 EVERY_MODEL = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
@@ -115,7 +115,9 @@ def test_greedy_search_writes_what_the_loss_takes_for_most_likely(make: MakeMode
     batch = subject.collate(rows, subject.tokenizer)
     for row, written in zip(rows, generate(model, batch, subject.tokenizer, 5, "seq2seq"), strict=True):
         row["labels"] = written
-    figures = evaluate(model, subject, [row for row in rows if row["labels"]], subject.tokenizer, NUMERICS, 100)
+    figures = Evaluation(
+        model, subject, [row for row in rows if row["labels"]], subject.tokenizer, NUMERICS, 100
+    ).figures()
     assert figures["token_accuracy"] == 1
 
 
@@ -170,9 +172,9 @@ def test_an_evaluation_that_generates_leaves_no_trace(make: MakeModel) -> None:
     model.train()
     model.get_input_embeddings().eval()
     before = state_of(model)
-    first = evaluate(model, subject, rows, subject.tokenizer, NUMERICS, 100)
+    first = Evaluation(model, subject, rows, subject.tokenizer, NUMERICS, 100).figures()
     assert state_of(model) == before
-    assert first == evaluate(model, subject, rows, subject.tokenizer, NUMERICS, 100)
+    assert first == Evaluation(model, subject, rows, subject.tokenizer, NUMERICS, 100).figures()
     names = {"loss", "perplexity", "token_accuracy", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"}
     assert set(first) == names
 
@@ -180,16 +182,18 @@ def test_an_evaluation_that_generates_leaves_no_trace(make: MakeModel) -> None:
 def test_figures_do_not_depend_on_the_batches() -> None:
     subject, model = task(metrics=["bleu", "chrf", "rouge"], max_new_tokens=8), seeded(bart)
     rows = made(subject, numbers(15))
-    whole = evaluate(model, subject, rows, subject.tokenizer, NUMERICS, 10**6)
+    whole = Evaluation(model, subject, rows, subject.tokenizer, NUMERICS, 10**6).figures()
     for tokens in (1, 60):
-        assert evaluate(model, subject, rows, subject.tokenizer, NUMERICS, tokens) == pytest.approx(whole, rel=1e-5)
+        assert Evaluation(model, subject, rows, subject.tokenizer, NUMERICS, tokens).figures() == pytest.approx(
+            whole, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("options", [{"generate_rows": 0}, {"metrics": []}])
 def test_nothing_is_generated_that_is_not_asked_for(options: dict[str, Any]) -> None:
     subject, model = task(**options), seeded(t5)
     model.generate = None
-    figures = evaluate(model, subject, made(subject, numbers(5)), subject.tokenizer, NUMERICS, 100)
+    figures = Evaluation(model, subject, made(subject, numbers(5)), subject.tokenizer, NUMERICS, 100).figures()
     assert set(figures) == {"loss", "perplexity", "token_accuracy"}
 
 
@@ -215,12 +219,12 @@ def test_a_tiny_t5_learns_to_reverse() -> None:
     train, held_out = made(subject, numbers(8000, longest=3)), made(subject, numbers(60, longest=3, seed=1))
     model = seeded(t5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    before = evaluate(model, subject, held_out, subject.tokenizer, NUMERICS, 10**4)
+    before = Evaluation(model, subject, held_out, subject.tokenizer, NUMERICS, 10**4).figures()
     for begin in range(0, len(train), 40):
         batch = subject.collate(train[begin : begin + 40], subject.tokenizer)
         (subject.loss(model, batch).total / subject.count(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = evaluate(model, subject, held_out, subject.tokenizer, NUMERICS, 10**4)
+    after = Evaluation(model, subject, held_out, subject.tokenizer, NUMERICS, 10**4).figures()
     assert after["loss"] < before["loss"] / 2
     assert after["exact_match"] > 50

@@ -14,7 +14,7 @@ from torch import Tensor
 from adaptkit import runner
 from adaptkit.recipe import Recipe
 from adaptkit.training.checkpoint import latest_checkpoint, read_checkpoint
-from adaptkit.training.evaluation import evaluate, inference
+from adaptkit.training.evaluation import Evaluation, inference
 from adaptkit.training.job import Job
 from adaptkit.training.loop import train_step
 
@@ -34,7 +34,9 @@ def test_the_gradient_after_an_evaluation_is_the_one_before(strategy: str, exact
     job, adapted = tiny.make_job(recipe, optimizer=GradientRecorder)
     before = first_gradient(job)
     features = job.batches.features
-    evaluate(job.wrapped, job.task, features, adapted.base.tokenizer, job.numerics, recipe.training.micro_batch_tokens)
+    Evaluation(
+        job.wrapped, job.task, features, adapted.base.tokenizer, job.numerics, recipe.training.micro_batch_tokens
+    ).figures()
     assert torch.equal(first_gradient(job), before)
 
 
