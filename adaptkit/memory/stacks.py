@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,19 @@ def unroll(intervals: Sequence[Interval], stacks: Sequence[Stack], more: Parts) 
             highest = max(
                 highest, _sum(interval.peak, more, _times(grows, done)), key=lambda parts: sum(parts.values())
             )
-        more = _sum(more, _times(grows, times - 1))
+        more = _sum(more, _times(grows, times - 1), *_freed_behind(interval, stacks))
     return highest
+
+
+def _freed_behind(interval: Interval, stacks: Sequence[Stack]) -> Iterator[Parts]:
+    """Yields what blocks that were taken out made and lose where no block runs, as bytes less.
+
+    Copies of weights in another precision, which autocast keeps to the end of the forward pass, are of that kind. What
+    a block's own backward pass frees shows in how that grows.
+    """
+    for (made_in, part), size in interval.freed.items() if len(interval.name) != 3 else ():
+        if len(made_in) == 3 and made_in[0] == FORWARD and made_in[2] == MIDDLE[FORWARD]:
+            yield Parts({part: -size * stacks[made_in[1]].missing})
 
 
 def _times(parts: dict[str, int] | Parts, factor: int) -> Parts:

@@ -34,12 +34,14 @@ class Interval:
         start: Live bytes by part when it began.
         peak: Those when most were alive.
         end: Those when it ended.
+        freed: Bytes that were freed, by the interval in which they were made, and part.
     """
 
     name: tuple[Any, ...]
     start: Parts
     peak: Parts
     end: Parts = field(default_factory=Counter)
+    freed: Counter[tuple[tuple[Any, ...], str]] = field(default_factory=Counter)
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,7 +77,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._mode, self._device, self._label, self._allocated = mode, device, label, allocated
         self._scratch = scratch
         self._replay = Replay(mode)
-        self._known: dict[int, tuple[int, list[str]]] = {}  # address of a storage -> its bytes and its part
+        # Address of a storage -> its bytes, its part, and the interval in which it was made.
+        self._known: dict[int, tuple[int, list[str], tuple[Any, ...]]] = {}
         self._current = Interval(("begin",), Counter(), Counter())
         self._any: set[int] = set()  # addresses of what says whether any value is true
         self._total = self._peak = 0
@@ -92,14 +95,14 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._known:
-            size, parts = self._known[address]
+            size, parts, _ = self._known[address]
             self.live[parts[0]] -= size
             self.live[part] += size
             parts[0] = part
             return
         size = self._allocated(storage.nbytes())
         parts = [part]
-        self._known[address] = (size, parts)
+        self._known[address] = (size, parts, self._current.name)
         self.live[part] += size
         self._total += size
         if self._total > self._peak:
@@ -108,7 +111,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._free, address).atexit = False
 
     def _free(self, address: int) -> None:
-        size, (part,) = self._known.pop(address)
+        size, (part,), made_in = self._known.pop(address)
+        self._current.freed[made_in, part] += size
         self._any.discard(address)
         self.live[part] -= size
         self._total -= size
@@ -177,6 +181,6 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fake = torch.empty_strided(size, stride, dtype=tensor.dtype, device=self._device)
         if uncounted:
             storage = fake.untyped_storage()
-            self._known[storage._cdata] = (0, ["none"])
+            self._known[storage._cdata] = (0, ["none"], ())
             weakref.finalize(storage, self._free, storage._cdata).atexit = False
         return fake

@@ -4,7 +4,7 @@ from collections import Counter
 
 from torch import nn
 
-from adaptkit.memory.stacks import BACKWARD, FORWARD, SHOWN, Stack, shorten, unroll
+from adaptkit.memory.stacks import BACKWARD, FORWARD, MIDDLE, SHOWN, Stack, shorten, unroll
 from adaptkit.memory.tracker import Interval
 
 
@@ -56,3 +56,15 @@ def test_the_middle_stands_for_what_is_missing() -> None:
 
 def test_what_the_whole_model_holds_is_added() -> None:
     assert unroll(intervals(4), (), Counter(weights=50))["weights"] == 50
+
+
+def test_what_all_blocks_lose_behind_them_is_lost_by_those_that_were_taken_out() -> None:
+    block, part = (FORWARD, 0, MIDDLE[FORWARD]), "copies"
+    ten, none = Counter({part: 10}), Counter[str]()
+    intervals = [
+        Interval(block, none, ten, ten),
+        Interval(("loss",), ten, ten, none, Counter({(block, part): 10})),
+        Interval(("end",), none, Counter({part: 30}), none),
+    ]
+    stack = Stack([nn.Identity() for _ in range(4)], depth=10)
+    assert unroll(intervals, [stack], Counter()) == {part: 70}
