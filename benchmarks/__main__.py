@@ -6,6 +6,7 @@
     python -m benchmarks matrix [--write]
     python -m benchmarks conformance [--write]
     python -m benchmarks memory [--only TEXT] [--write]
+    python -m benchmarks planning [--shape NAME] [--strategies NAME,…]
     python -m benchmarks recipes [NAME …] [--write]
 
 Without a name it measures the speed, which takes minutes; the table of the movie reviews takes hours.
@@ -26,6 +27,7 @@ MODULES = {
     "matrix": "benchmarks.matrix",
     "conformance": "benchmarks.conformance",
     "memory": "benchmarks.memory",
+    "planning": "benchmarks.planning",
     "recipes": "benchmarks.recipes",
 }
 
